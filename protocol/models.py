@@ -1,0 +1,110 @@
+"""What is said of models and backends: files, facts, estimates, specs. All frozen, all plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model on disk. paths: absolute; a sharded model lists every shard, first one first.
+    size_bytes: of all of them. mtime_ns: the newest."""
+
+    paths: tuple[str, ...]
+    format: str
+    size_bytes: int
+    mtime_ns: int
+
+    @property
+    def path(self) -> str:
+        return self.paths[0]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model's header says, without loading it.
+
+    type: llm | embedding | rerank | tts | stt | vision | multimodal. tasks: verbs it can do.
+    head_count_kv: KV heads per layer (0 = a layer without attention). key_length, value_length:
+    per head. sliding_window: tokens, 0 = none; swa_layers: which layers have it (same length as
+    head_count_kv). context_length: what it was trained for. weights_bytes: sum of the tensors'
+    bytes; embedding_bytes: of which token embeddings and output.
+    """
+
+    format: str
+    type: str
+    arch: str
+    tasks: tuple[str, ...] = ()
+    name: str = ""
+    quantization: str = ""
+    parameters: int = 0
+    context_length: int = 0
+    embedding_length: int = 0
+    feed_forward_length: int = 0
+    vocab_size: int = 0
+    block_count: int = 0
+    head_count: int = 0
+    head_count_kv: tuple[int, ...] = ()
+    key_length: int = 0
+    value_length: int = 0
+    sliding_window: int = 0
+    swa_layers: tuple[bool, ...] = ()
+    weights_bytes: int = 0
+    embedding_bytes: int = 0
+    recurrent: bool = False
+    chat_template: str | None = None
+    license: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes a loaded model will need, by what needs them. process_bytes: interpreter and library,
+    always host RAM; mapped: weights are mmap'd files, hence page cache that can be reclaimed."""
+
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    process_bytes: int
+    mapped: bool = True
+    arithmetic: str = ""
+
+    @property
+    def model_bytes(self) -> int:
+        """Weights, KV and compute: what goes to the device."""
+        return self.weights_bytes + self.kv_bytes + self.compute_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        return self.model_bytes + self.process_bytes
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """What a backend says of itself. Read by the supervisor, which never imports the backend.
+
+    worker: "module:Class" inside `uml.workers`, or "/abs/path/worker.py:Class" for plugins.
+    formats, tasks, devices: what it can do ("cpu", "cuda", "rocm", "metal").
+    requirements: pinned pip requirements of its own environment; empty = nothing to install.
+    imports: the module whose import proves the environment. source_build: requirements that
+    compile from source (their wheels are cached). environ: variables the worker starts with.
+    process_bytes: RAM of a worker with the library imported and no model. licence: SPDX.
+    hidden: not listed to users (tests).
+    """
+
+    name: str
+    worker: str
+    formats: tuple[str, ...]
+    tasks: tuple[str, ...]
+    description: str = ""
+    devices: tuple[str, ...] = ("cpu",)
+    requirements: tuple[str, ...] = ()
+    imports: str = ""
+    source_build: tuple[str, ...] = ()
+    environ: dict[str, str] = field(default_factory=dict)
+    process_bytes: int = 64 * 1024 * 1024
+    python: str = ">=3.10"
+    licence: str = ""
+    priority: int = 0
+    hidden: bool = False
