@@ -1,0 +1,1 @@
+"""How a backend gets in. What is registered is data and names: this room imports protocol alone."""

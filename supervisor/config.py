@@ -1,0 +1,336 @@
+"""The configuration: one TOML file, `UML_*` variables over it, nothing required.
+
+Each field below carries in its metadata the key it has in the file and the reader that checks
+it, so that the file's keys, the variables, the checks and the documentation test share one list.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import ipaddress
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tomllib
+
+from uml.protocol.errors import UmlError
+from uml.supervisor.units import DURATION_FORMS, SIZE_FORMS, parse_duration, parse_size
+
+Reader = Callable[[Any], Any]
+
+
+class ConfigError(UmlError):
+    """The configuration is wrong; the message names the key, the value and what is accepted."""
+
+    code: ClassVar[str] = "invalid_config"
+    status: ClassVar[int] = 400
+
+
+def _platform_dir(xdg: str, unix: str, mac: str) -> Path:
+    if sys.platform == "darwin":
+        return Path.home() / mac / "uml"
+    root = os.environ.get(xdg, "")
+    return (Path(root) if os.path.isabs(root) else Path.home() / unix) / "uml"
+
+
+def home_dir() -> Path:
+    """Where models, environments and state live: `UML_HOME` or the platform's data folder."""
+    return _from_env("UML_HOME") or _platform_dir(
+        "XDG_DATA_HOME", ".local/share", "Library/Application Support"
+    )
+
+
+def cache_dir() -> Path:
+    """What can be made again: built wheels, downloads. `UML_CACHE` or the platform's folder."""
+    return _from_env("UML_CACHE") or _platform_dir("XDG_CACHE_HOME", ".cache", "Library/Caches")
+
+
+def config_dir() -> Path:
+    """The platform's folder of configuration files."""
+    return _platform_dir("XDG_CONFIG_HOME", ".config", "Library/Application Support")
+
+
+def _from_env(name: str) -> Path | None:
+    value = os.environ.get(name)
+    return Path(value).expanduser().absolute() if value else None
+
+
+# --- readers: a raw value in, the typed one out; ValueError says what is accepted ------------
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text")
+    return value
+
+
+def _secret(value: Any) -> str | None:
+    return _text(value) or None
+
+
+def _choice(*words: str) -> Reader:
+    def read(value: Any) -> str:
+        if value not in words:
+            raise ValueError(" or ".join(f'"{w}"' for w in words))
+        return str(value)
+
+    return read
+
+
+def _whole(low: int, high: int) -> Reader:
+    def read(value: Any) -> int:
+        try:
+            number = int(value) if isinstance(value, str) else value
+        except ValueError:
+            number = None
+        if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return number
+
+    return read
+
+
+def _flag(value: Any) -> bool:
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    raise ValueError("true or false")
+
+
+def _duration(value: Any) -> float:
+    try:
+        return parse_duration(value)
+    except ValueError:
+        raise ValueError(DURATION_FORMS) from None
+
+
+def _limit(value: Any) -> float:
+    seconds = _duration(value)
+    if seconds <= 0:
+        raise ValueError('a duration above zero, like "30s"')
+    return seconds
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):  # from the environment
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise ValueError("a list of texts")
+    return tuple(value)
+
+
+def _folders(value: Any) -> tuple[Path, ...]:
+    names = tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
+    try:
+        return tuple(Path(v).expanduser().absolute() for v in _texts(list(names)))
+    except (TypeError, ValueError):
+        raise ValueError("a list of folders") from None
+
+
+def _folder(value: Any) -> Path:
+    if not _text(value):
+        raise ValueError("a folder")
+    return Path(value).expanduser().absolute()
+
+
+def _sizes(value: Any) -> dict[str, int]:
+    if isinstance(value, str):  # from the environment: "ram=8GB,cuda:0=20GB"
+        value = dict(part.split("=", 1) for part in _texts(value) if "=" in part) or None
+    if not isinstance(value, dict):
+        raise ValueError('a table of devices and sizes, like {ram = "8GB"}')
+    try:
+        return {str(k): parse_size(v) for k, v in value.items()}
+    except ValueError:
+        raise ValueError(f"for each device {SIZE_FORMS}") from None
+
+
+def _table(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("a table")
+    return value
+
+
+def _key(name: str, read: Reader, default: Any = None, *, env: bool = True) -> Any:
+    """A field: its key in the file, its reader, whether `UML_<KEY>` sets it."""
+    meta = {"key": name, "read": read, "env": env}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+# --- what is known -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is said of one model, `[models."id"]` in the file. None: the default decides.
+    options: passed to the backend as they are. sampling: defaults under a request's own."""
+
+    aliases: tuple[str, ...] = _key("aliases", _texts, ())
+    backend: str | None = _key("backend", _text)
+    n_ctx: int | None = _key("n_ctx", _whole(16, 1 << 24))
+    slots: int | None = _key("slots", _whole(1, 256))
+    gpu_layers: int | None = _key("gpu_layers", _whole(-1, 10_000))
+    cache_type_k: str | None = _key("cache_type_k", _text)
+    cache_type_v: str | None = _key("cache_type_v", _text)
+    keep_alive_s: float | None = _key("keep_alive", _duration)
+    pinned: bool = _key("pinned", _flag, False)
+    priority: int = _key("priority", _whole(-100, 100), 0)
+    system_prompt: str | None = _key("system_prompt", _text)
+    chat_template: str | None = _key("chat_template", _text)
+    sampling: dict[str, Any] = _key("sampling", _table, {})
+    options: dict[str, Any] = _key("options", _table, {})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that can be set. Durations in seconds, negative = no limit; sizes in bytes.
+
+    budget: device -> most bytes we may hold there. reserve_bytes: device -> bytes left to others.
+    max_loaded: models at once. fake_device: "fake0:BYTES:DIR", for tests.
+    """
+
+    home: Path = field(metadata={"key": "home", "read": _folder, "env": True})
+    host: str = _key("host", _text, "127.0.0.1")
+    port: int = _key("port", _whole(0, 65535), 8484)
+    api_key: str | None = _key("api_key", _secret)
+    allowed_hosts: tuple[str, ...] = _key("allowed_hosts", _texts, ())
+    allowed_origins: tuple[str, ...] = _key("allowed_origins", _texts, ())
+    model_dirs: tuple[Path, ...] = _key("model_dirs", _folders, ())
+    scan_default_stores: bool = _key("scan_default_stores", _flag, True)
+    keep_alive_s: float = _key("keep_alive", _duration, 300.0)
+    queue_limit: int = _key("queue_limit", _whole(1, 1_000_000), 512)
+    max_loaded: int | None = _key("max_loaded", _whole(1, 1000))
+    preload: tuple[str, ...] = _key("preload", _texts, ())
+    budget: dict[str, int] = _key("budget", _sizes, {})
+    reserve_bytes: dict[str, int] = _key("reserve", _sizes, {})
+    load_stall_s: float = _key("load_stall", _limit, 120.0)
+    beat_overdue_s: float = _key("beat_overdue", _limit, 10.0)
+    drain_s: float = _key("drain", _duration, 30.0)
+    log_format: str = _key("log_format", _choice("text", "json"), "text")
+    fake_device: str | None = _key("fake_device", _secret)
+    models: dict[str, ModelConfig] = _key(
+        "models", lambda v: {k: _model(k, m) for k, m in _table(v).items()}, {}, env=False
+    )
+    #: The file this came from.
+    path: Path | None = None
+
+    def for_model(self, model_id: str) -> ModelConfig:
+        """What the file says of a model, letter case apart; defaults when it says nothing."""
+        found = self.models.get(model_id)
+        if found is None:
+            wanted = model_id.casefold()
+            same = (m for k, m in self.models.items() if k.casefold() == wanted)
+            found = next(same, ModelConfig())
+        return found
+
+
+def keys(cls: type[Config | ModelConfig]) -> dict[str, dataclasses.Field[Any]]:
+    """Key in the file -> field."""
+    return {f.metadata["key"]: f for f in dataclasses.fields(cls) if f.metadata}
+
+
+def _read_table(
+    cls: type[Config | ModelConfig], table: Mapping[str, Any], prefix: str
+) -> dict[str, Any]:
+    """Field -> checked value. Raises: ConfigError."""
+    known = keys(cls)
+    values: dict[str, Any] = {}
+    for key, raw in table.items():
+        if key not in known:
+            raise ConfigError(
+                f"{prefix}{key} is not a key{_nearest(key, known)}", param=prefix + key
+            )
+        values[known[key].name] = _read_value(known[key], raw, prefix + key)
+    return values
+
+
+def _read_value(known: dataclasses.Field[Any], raw: Any, name: str) -> Any:
+    try:
+        return known.metadata["read"](raw)
+    except ValueError as e:
+        shown = "***" if known.name == "api_key" else repr(raw)[:80]
+        raise ConfigError(f"{name} = {shown} is not accepted: give {e}", param=name) from None
+
+
+def _nearest(key: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+
+
+def _model(model_id: str, table: Any) -> ModelConfig:
+    name = f'models."{model_id}"'
+    if not isinstance(table, dict):
+        raise ConfigError(f"{name} is not accepted: give a table", param=name)
+    return ModelConfig(**_read_table(ModelConfig, table, f"{name}."))
+
+
+# --- reading it ----------------------------------------------------------------------------
+
+
+def find_config(env: Mapping[str, str] = os.environ) -> Path | None:
+    """The file that counts: `UML_CONFIG`, `uml.toml` here, the one in the platform's folder."""
+    if env.get("UML_CONFIG"):
+        return Path(env["UML_CONFIG"]).expanduser()
+    places = (Path.cwd() / "uml.toml", config_dir() / "uml.toml")
+    return next((p for p in places if p.is_file()), None)
+
+
+def load_config(
+    path: Path | None = None,
+    env: Mapping[str, str] = os.environ,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """Read and check: defaults < file < `UML_*` < overrides (keys as in the file; None skipped).
+
+    Raises: ConfigError that names the key, the value and what is accepted.
+    """
+    path = path or find_config(env)
+    values: dict[str, Any] = {"home": home_dir()}
+    if path is not None:
+        values |= _read_table(Config, _parse(path), "")
+    for key, known in keys(Config).items():
+        name = f"UML_{key.upper()}"
+        if known.metadata["env"] and env.get(name):
+            values[known.name] = _read_value(known, env[name], name)
+    given = {k: v for k, v in (overrides or {}).items() if v is not None}
+    values |= _read_table(Config, given, "")
+    config = Config(**values, path=path)
+    _check(config)
+    return config
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(f"cannot read {path}: {e.strerror}") from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path} is not TOML: {e}") from e
+
+
+def _check(config: Config) -> None:
+    """What no single key can know. Raises: ConfigError."""
+    if not is_loopback(config.host) and not config.api_key:
+        raise ConfigError(
+            f"host = {config.host!r} is reachable from other machines and no api_key is set: "
+            "anybody there could use it. Set UML_API_KEY, or bind 127.0.0.1",
+            param="host",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
