@@ -27,7 +27,7 @@ def encode(message: dict[str, Any], *, limit: int = MAX_FRAME_BYTES) -> bytes:
     Raises: ProtocolError when it is not packable or larger than `limit` bytes.
     """
     try:
-        body = msgpack.packb(message, use_bin_type=True)
+        body: bytes = msgpack.packb(message, use_bin_type=True)
     except (TypeError, ValueError, OverflowError, UnicodeEncodeError) as e:
         raise ProtocolError(f"cannot encode a message: {e}") from e
     if len(body) > limit:

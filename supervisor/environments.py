@@ -107,6 +107,14 @@ class Environments:
                     raise InstallFailed(f"installing {backend}: {e}") from e
             return self._status(spec)
 
+    def check_possible(self, backend: str) -> None:
+        """Raises: InstallFailed when `install` is bound to fail, for a reason known beforehand."""
+        spec = self._spec(backend)
+        if spec.requirements and self._fault(spec):
+            for requirement in _builds(spec):
+                if not wheels.is_cached(self._cache, requirement) and not wheels.compiler():
+                    raise InstallFailed(f"installing {backend}: {wheels.COMPILER_MISSING}")
+
     def check(self, backend: str, model: Path | None = None) -> EnvironmentStatus:
         """Load the library (and decode a token, where a model is at hand) in a canary."""
         spec = self._spec(backend)
@@ -200,7 +208,7 @@ class Environments:
         """Everything inside the new environment; what its stamp will say."""
         progress("making the environment", None)
         wanted: list[str] = []
-        builds = {r for r in spec.requirements if _project(r) in map(_canonical, spec.source_build)}
+        builds = _builds(spec)
         installer.create_venv(venv, log, pip=bool(builds))
         for requirement in spec.requirements:
             if requirement in builds:
@@ -238,6 +246,12 @@ class Environments:
             p for d in self._models for f in spec.formats for p in d.glob(f"*.{f}") if p.is_file()
         ]
         return min(found, key=lambda p: p.stat().st_size, default=None)
+
+
+def _builds(spec: BackendSpec) -> list[str]:
+    """The requirements that have to be compiled."""
+    names = {_canonical(name) for name in spec.source_build}
+    return [r for r in spec.requirements if _project(r) in names]
 
 
 def _project(requirement: str) -> str:

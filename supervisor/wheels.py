@@ -71,6 +71,11 @@ def wheel_folder(cache: Path, requirement: str, args: Sequence[str]) -> Path:
     return cache / "wheels" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
+def is_cached(cache: Path, requirement: str) -> bool:
+    """Whether `build_wheel` would have nothing to build."""
+    return cached_wheel(wheel_folder(cache, requirement, machine_args())) is not None
+
+
 def cached_wheel(folder: Path) -> Path | None:
     return next(iter(sorted(folder.glob("*.whl"))), None)
 

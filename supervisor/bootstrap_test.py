@@ -1,0 +1,81 @@
+"""`./run.py test`: everything the tests need, from nothing, then the tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from uml.plugins.loader import load_specs
+from uml.protocol.errors import UmlError
+from uml.supervisor.bootstrap import CHECKOUT
+from uml.supervisor.config import cache_dir, home_dir
+from uml.supervisor.environments import Environments
+from uml.supervisor.progress import Progress
+from uml.supervisor.pull import pull
+
+USAGE = """usage: ./run.py test [--fast] [pytest arguments]
+
+Sets up what the tests need (an environment, the llama_cpp backend, three real models; all kept
+for the next time) and runs them. --fast leaves out the backend, the models and their tests.
+Example: ./run.py test --fast -k scheduler
+"""
+#: Real models the tests use: file name -> where it comes from.
+MODELS = {
+    "SmolLM2-135M-Instruct.Q4_1.gguf": "starter/chat",
+    "all-minilm-l6-v2.Q8_0.gguf": "starter/embed",
+    "gemma-3-270m.Q4_K_M.gguf": "test/gemma",
+}
+
+
+def test(argv: list[str]) -> int:
+    """Returns pytest's exit code, or 1 when the set-up fails."""
+    if argv[:1] in (["--help"], ["-h"]):
+        print(USAGE, end="")
+        return 0
+    fast = "--fast" in argv
+    argv = [a for a in argv if a != "--fast"]
+    environ = dict(os.environ)
+    if fast:
+        argv = ["-m", "not llama", *argv]
+    else:
+        try:
+            environ |= prepare()
+        except UmlError as e:
+            print(f"setting up the tests: {e.message}", file=sys.stderr)
+            return 1
+    command = [sys.executable, "-m", "pytest", *argv]
+    return subprocess.run(
+        command, cwd=CHECKOUT, env=environ, stdin=subprocess.DEVNULL, check=False
+    ).returncode
+
+
+def prepare() -> dict[str, str]:
+    """Models and the llama_cpp environment; returns the variables that lead tests to them.
+
+    Raises: UmlError.
+    """
+    progress = Progress()
+    environments = Environments(home_dir(), cache_dir(), load_specs())
+    environments.check_possible("llama_cpp")
+    models = _models(cache_dir() / "test", progress)
+    environments.install("llama_cpp", progress, model=models / next(iter(MODELS)))
+    progress.close()
+    return {
+        "UML_TEST_LLAMA_PYTHON": environments.python("llama_cpp"),
+        "UML_TEST_MODELS": str(models),
+    }
+
+
+def _models(home: Path, progress: Progress) -> Path:
+    """The folder that holds every file of `MODELS`."""
+    folder = home / "models"
+    for name, source in MODELS.items():
+        if not (folder / name).exists():
+
+            def pulled(stage: str, done: int, total: int, name: str = name) -> None:
+                progress(f"{stage} {name}", done / total if total else None)
+
+            pull(source, home, progress=pulled, name=name)
+    return folder
