@@ -1,0 +1,577 @@
+"""Runs what the scheduler decides, and serves requests.
+
+The scheduler is pure; here are the clock, the processes and the futures. Every event goes through
+`_feed`, which carries out the actions that come back. All of it belongs to the event loop's
+thread, so there are no locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import random
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uml.protocol import WIRE_VERSION, messages
+from uml.protocol.errors import (
+    Cancelled,
+    LoadFailed,
+    ProtocolError,
+    TaskNotSupported,
+    UmlError,
+    WorkerDied,
+    from_wire,
+)
+from uml.protocol.models import BackendSpec
+from uml.protocol.tasks import Generate, Task
+from uml.supervisor import states, tree
+from uml.supervisor.budget import Budget, Bytes
+from uml.supervisor.calls import Calls, Sink
+from uml.supervisor.events import Events
+from uml.supervisor.ledger import Ledger
+from uml.supervisor.machine import Machine
+from uml.supervisor.needs import Needs
+from uml.supervisor.release import Receipt, release
+from uml.supervisor.scheduler import Scheduler
+from uml.supervisor.states import State
+from uml.supervisor.watch import Vital, Watch
+from uml.supervisor.worker import Worker
+from uml.supervisor.worker_log import WorkerLog
+
+if TYPE_CHECKING:
+    from uml.supervisor.config import Config
+    from uml.supervisor.environments import Environments
+    from uml.supervisor.registry import Model, Registry
+
+#: A request that has seen this many workers die is not given a third.
+_DEATHS = 2
+_WORKERS = Path(__file__).resolve().parent.parent / "workers"
+
+
+@dataclasses.dataclass
+class _Waiting:
+    """Somebody waits for a grant."""
+
+    model: str
+    granted: asyncio.Future[str]
+    tell: Callable[[str, float | None, int], None]
+
+
+class Pool:
+    """Owner of worker processes, running calls and receipts."""
+
+    def __init__(
+        self,
+        config: Config,
+        registry: Registry,
+        environments: Environments,
+        specs: Mapping[str, BackendSpec],
+        machine: Machine,
+        events: Events,
+    ) -> None:
+        self._config, self._registry, self._environments = config, registry, environments
+        self._specs, self._machine, self._events = specs, machine, events
+        self._needs = Needs(config, registry, specs, machine)
+        limits = states.Limits(
+            max_loaded=config.max_loaded,
+            queue=config.queue_limit,
+            max_wait_s=config.max_wait_s,
+            standby=frozenset(config.standby),
+        )
+        self.scheduler = Scheduler(Budget(config.budget, config.reserve_bytes), limits)
+        self._calls = Calls(self._ignores_cancel)
+        self._watch = Watch(self)
+        self._ledger = Ledger(config.home / "ledger")
+        self._workers: dict[str, Worker] = {}
+        self._vitals: dict[str, Vital] = {}
+        self._models: dict[str, Model] = {}
+        self._waiting: dict[int, _Waiting] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._kills: dict[str, asyncio.Task[None]] = {}
+        self._receipts: dict[str, asyncio.Future[Receipt]] = {}
+        self._history: list[Receipt] = []
+        self._ids = itertools.count(1)
+
+    # --- life ------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """End what an earlier supervisor left, measure, and watch."""
+        tree.become_subreaper()
+        tree.namespace_prefix()
+        for reaped in await asyncio.to_thread(self._ledger.reap):
+            level = "warning" if reaped.stuck else "info"
+            self._events.emit("ledger.reaped", level, pids=reaped.pids, stuck=reaped.stuck)
+        self.measure()
+        self._watch.start()
+
+    async def close(self, deadline_s: float | None = None) -> None:
+        """Refuse what waits, let running answers finish until `deadline_s`, then kill all."""
+        self._feed(self.scheduler.on_shutdown(self.now()))
+        if deadline_s is None or deadline_s > 0:
+            await self._all_gone(deadline_s)
+        self._feed(self.scheduler.on_shutdown(self.now(), force=True))
+        await self._all_gone(None)
+        self._watch.stop()
+        for timer in self._timers.values():
+            timer.cancel()
+
+    async def _all_gone(self, deadline_s: float | None) -> None:
+        end = None if deadline_s is None else self.now() + deadline_s
+        while self.scheduler.workers and (end is None or self.now() < end):
+            if self._kills:
+                await asyncio.wait(self._kills.values(), timeout=0.05)
+            else:
+                await asyncio.sleep(0.02)
+
+    @staticmethod
+    def now() -> float:
+        return time.monotonic()
+
+    # --- serving ---------------------------------------------------------------------------
+
+    async def run(
+        self,
+        model: Model,
+        task: Task,
+        sink: Sink,
+        *,
+        keep_alive_s: float | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> messages.Done:
+        """Do `task` on `model`, loading it if need be; output goes into `sink`.
+
+        A request whose worker dies before any content was delivered is run again. Cancelling this
+        coroutine cancels the request in the worker. Raises: UmlError.
+        """
+        if model.facts and task.name not in model.facts.tasks:
+            can = ", ".join(model.facts.tasks) or "nothing"
+            raise TaskNotSupported(f"{model.id} cannot {task.name}; it can: {can}", param="model")
+        if isinstance(task, Generate) and task.sampling.seed is None:
+            # Fixed here, so that a rerun gives the same answer.
+            seeded = dataclasses.replace(task.sampling, seed=random.getrandbits(31))
+            task = dataclasses.replace(task, sampling=seeded)
+        deaths = 0
+        while True:
+            request, worker = await self._acquire(
+                model, keep_alive_s, options, tell=sink.waiting, wants_slot=True
+            )
+            call = self._calls.start(worker, task, sink, lambda r=request: self._finished(r))
+            try:
+                return await asyncio.shield(call.future)
+            except asyncio.CancelledError:
+                self._calls.cancel(call)
+                raise
+            except WorkerDied as e:
+                deaths += 1
+                if call.delivered or deaths >= _DEATHS:
+                    raise
+                self._events.emit("request.rerun", "warning", model=model.id, cause=e.message)
+
+    async def load(
+        self,
+        model: Model,
+        *,
+        keep_alive_s: float | None = None,
+        options: dict[str, Any] | None = None,
+        progress: Callable[[str, float | None], None] | None = None,
+    ) -> dict[str, Any]:
+        """Load `model` and return its worker's status when it is ready. Raises: UmlError."""
+
+        def tell(state: str, fraction: float | None, position: int) -> None:
+            if progress:
+                progress(state, fraction)
+
+        _, worker = await self._acquire(
+            model, keep_alive_s, options, tell=tell, wants_slot=False, urgent=True
+        )
+        return next(w for w in self.status()["workers"] if w["id"] == worker.id)
+
+    async def unload(self, model_id: str | None, *, force: bool = False) -> list[dict[str, Any]]:
+        """Unload one model, or all; waits for running answers unless `force`. Receipts."""
+        targets = [
+            w
+            for w in self.scheduler.workers.values()
+            if w.need and (model_id is None or w.model == model_id)
+        ]
+        receipts = [self._receipt(w.id) for w in targets]
+        for worker in targets:
+            if worker.model:
+                self._feed(self.scheduler.on_unload(worker.model, self.now(), force=force))
+        return [r.to_map() for r in await asyncio.gather(*receipts)]
+
+    async def swap(
+        self,
+        model: Model,
+        *,
+        force: bool = False,
+        keep_alive_s: float | None = None,
+        options: dict[str, Any] | None = None,
+        progress: Callable[[str, float | None], None] | None = None,
+    ) -> dict[str, Any]:
+        """Everything else that is not pinned leaves, `model` comes. Raises: UmlError."""
+        started = self.now()
+        # What cannot be loaded at all must not cost the models that are.
+        self._needs.need(model, keep_alive_s, options)
+        self._environments.python(model.backend or "")
+        leaving = [
+            self._receipt(w.id)
+            for w in self.scheduler.workers.values()
+            if w.need and w.model != model.id and not w.need.pinned
+        ]
+        self._feed(self.scheduler.on_make_way(model.id, self.now(), force=force))
+        status = await self.load(
+            model, keep_alive_s=keep_alive_s, options=options, progress=progress
+        )
+        receipts = await asyncio.gather(*leaving)
+        return {
+            "model": model.id,
+            "receipts": [r.to_map() for r in receipts],
+            "load_s": status["load_s"],
+            "total_s": round(self.now() - started, 3),
+            "worker": status,
+        }
+
+    async def _acquire(
+        self,
+        model: Model,
+        keep_alive_s: float | None,
+        options: dict[str, Any] | None,
+        *,
+        tell: Callable[[str, float | None, int], None],
+        wants_slot: bool,
+        urgent: bool = False,
+    ) -> tuple[int, Worker]:
+        """Wait until a worker may serve; (request number, worker). Raises: UmlError."""
+        need = self._needs.need(model, keep_alive_s, options)
+        self._models[model.id] = model
+        request = next(self._ids)
+        waiting = _Waiting(model.id, asyncio.get_running_loop().create_future(), tell)
+        self._waiting[request] = waiting
+        serving = self.scheduler.worker_of(model.id)
+        if serving is None or serving.state is not State.READY:
+            self._environments.python(need.backend)  # not installed: say so before anything
+            self.measure()
+        try:
+            self._feed(
+                self.scheduler.on_request(
+                    request, need, self.now(), wants_slot=wants_slot, urgent=urgent
+                )
+            )
+            if not waiting.granted.done():
+                self._tell_waiting(model.id)
+            return request, self._workers[await waiting.granted]
+        except asyncio.CancelledError:
+            granted = waiting.granted
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
+                self._finished(request)
+            else:
+                self._feed(self.scheduler.on_abandoned(request, self.now()))
+            raise
+        finally:
+            self._waiting.pop(request, None)
+
+    def _finished(self, request: int) -> None:
+        self._feed(self.scheduler.on_finished(request, self.now()))
+
+    def _tell_waiting(self, model: str) -> None:
+        """Say to all who wait for `model` how far it is."""
+        state = self.scheduler.worker_of(model)
+        word = state.state.value if state else "queued"
+        vital = self._vitals.get(state.id) if state else None
+        for request, waiting in self._waiting.items():
+            if waiting.model == model:
+                waiting.tell(
+                    word,
+                    vital.fraction if vital else None,
+                    self.scheduler.position(model, request),
+                )
+
+    # --- carrying out ----------------------------------------------------------------------
+
+    def _feed(self, actions: list[states.Action]) -> None:
+        for action in actions:
+            match action:
+                case states.Spawn():
+                    self._spawn(action)
+                case states.Load():
+                    self._load(action)
+                case states.Kill():
+                    task = asyncio.create_task(self._kill(action.worker, action.reason))
+                    self._kills[action.worker] = task
+                case states.Grant():
+                    waiting = self._waiting.get(action.request)
+                    if waiting and not waiting.granted.done():
+                        waiting.granted.set_result(action.worker)
+                    else:
+                        self._finished(action.request)
+                case states.Refuse():
+                    waiting = self._waiting.get(action.request)
+                    if waiting and not waiting.granted.done():
+                        waiting.granted.set_exception(action.error)
+                case states.SetTimer():
+                    self._set_timer(action)
+                case states.Tell():
+                    self._events.emit(action.event, **action.fields)
+
+    def _set_timer(self, action: states.SetTimer) -> None:
+        old = self._timers.pop(action.name, None)
+        if old:
+            old.cancel()
+        delay = max(0.0, action.at - self.now())
+        loop = asyncio.get_running_loop()
+        self._timers[action.name] = loop.call_later(delay, self._timer, action.name)
+
+    def _timer(self, name: str) -> None:
+        self._timers.pop(name, None)
+        self.measure()
+        self._feed(self.scheduler.on_timer(name, self.now()))
+
+    def _spawn(self, action: states.Spawn) -> None:
+        spec = self._specs[action.backend]
+        try:
+            python = self._environments.python(spec.name)
+            log = WorkerLog(self._config.home / "logs" / f"{spec.name}-{action.worker}.log")
+            argv = [python, "-I", "-u", str(_WORKERS / "__main__.py"), spec.worker]
+            worker = Worker(action.worker, argv, spec.environ, self, log)
+            self._ledger.enter(worker.token, None)
+            worker.spawn()
+        except (OSError, UmlError) as e:
+            error = e if isinstance(e, UmlError) else LoadFailed(f"cannot start a worker: {e}")
+            self._feed(self.scheduler.on_failed(action.worker, error, self.now()))
+            return
+        self._ledger.enter(worker.token, worker.launcher)
+        self._workers[worker.id] = worker
+        self._vitals[worker.id] = Vital(self.now())
+        self._events.emit(
+            "worker.spawned", worker=worker.id, backend=spec.name, pid=worker.launcher
+        )
+        self._watch.wake()
+
+    def _load(self, action: states.Load) -> None:
+        worker, need = self._workers[action.worker], action.need
+        model, vital = self._models[need.model], self._vitals[action.worker]
+        vital.load_started = vital.moved_at = self.now()
+        worker.send(
+            messages.Load(
+                model=model.id,
+                files=list(model.file.paths),
+                options=self._needs.worker_options(model, need),
+                lease=dict(need.bytes),
+                threads=self._machine.cores,
+            )
+        )
+        self._tell_waiting(need.model)
+        self._watch.wake()
+
+    async def _kill(self, worker_id: str, reason: str) -> None:
+        """The only way out of a worker, and the receipt for it."""
+        worker, state = self._workers.get(worker_id), self.scheduler.workers.get(worker_id)
+        model = (state.model if state else None) or ""
+        residue: Bytes = {}
+        if worker:
+            self._calls.on_worker_lost(worker, Cancelled(f"cut: {model} {reason}"))
+            receipt = await release(
+                worker, self._machine, model=model, reason=reason, others=self._other_pids(worker)
+            )
+            residue = {d: b for d, b in receipt.after.items() if d != "ram" or receipt.stuck}
+            if not receipt.stuck:
+                self._ledger.leave(worker.token)
+            self._note(worker_id, receipt)
+        self._kills.pop(worker_id, None)
+        self.measure()
+        self._feed(self.scheduler.on_gone(worker_id, residue, self.now()))
+        self._workers.pop(worker_id, None)
+        self._vitals.pop(worker_id, None)
+
+    def _other_pids(self, worker: Worker) -> Callable[[], list[int]]:
+        return lambda: [pid for w in self._workers.values() if w is not worker for pid in w.pids()]
+
+    def _note(self, worker_id: str, receipt: Receipt) -> None:
+        self._history = [*self._history, receipt][-20:]
+        future = self._receipts.pop(worker_id, None)
+        if future and not future.done():
+            future.set_result(receipt)
+        level = "info" if receipt.verified == "yes" else "warning"
+        self._events.emit(
+            "worker.released",
+            level,
+            worker=receipt.worker,
+            model=receipt.model,
+            reason=receipt.reason,
+            freed=receipt.freed,
+            ms=receipt.ms,
+            verified=receipt.verified,
+        )
+
+    def _receipt(self, worker_id: str) -> asyncio.Future[Receipt]:
+        if worker_id not in self._receipts:
+            self._receipts[worker_id] = asyncio.get_running_loop().create_future()
+        return self._receipts[worker_id]
+
+    # --- what workers say (Listener) -------------------------------------------------------
+
+    def on_chunks(self, worker: Worker, items: list[Any]) -> None:
+        vital = self._vitals.get(worker.id)
+        if vital:
+            vital.moved_at = worker.heard_at
+        self._calls.on_chunks(items)
+
+    def on_message(self, worker: Worker, message: messages.Message) -> None:
+        vital = self._vitals.get(worker.id)
+        if vital is None:
+            return
+        match message:
+            case messages.Done():
+                self._calls.on_message(message)
+            case messages.Beat():
+                vital.beat(message, self.now())
+            case messages.Hello():
+                if message.protocol[:1] != [WIRE_VERSION[0]]:
+                    raise ProtocolError(f"speaks version {message.protocol}, we {WIRE_VERSION}")
+                vital.hello_at = vital.moved_at = self.now()
+                self.measure()
+                self._feed(self.scheduler.on_hello(worker.id, self.now()))
+            case messages.Progress():
+                vital.stage, vital.fraction = message.stage, message.fraction
+                vital.moved_at = self.now()
+                state = self.scheduler.workers.get(worker.id)
+                if state and state.model:
+                    self._tell_waiting(state.model)
+            case messages.Ready():
+                self._ready(worker, vital, message)
+            case messages.Error() if message.id:
+                self._calls.on_message(message)
+            case messages.Error():
+                self.failed(worker.id, from_wire(message.error))
+            case messages.Log():
+                level = message.level if message.level in ("debug", "warning", "error") else "info"
+                fields = {"worker": worker.id} | message.fields
+                self._events.emit(f"worker.{message.event}", level, **fields)
+
+    def _ready(self, worker: Worker, vital: Vital, ready: messages.Ready) -> None:
+        now = self.now()
+        vital.ready_at, vital.facts = now, ready.facts
+        vital.reported = ready.memory
+        state = self.scheduler.workers.get(worker.id)
+        if state and state.need and vital.load_started:
+            seconds = round(now - vital.load_started, 3)
+            vital.load_s = seconds
+            self._registry.record_load(state.need.model, seconds)
+            self._registry.record_footprint(state.need.model, self._footprint(worker, ready))
+            self._events.emit(
+                "worker.ready", worker=worker.id, model=state.need.model, load_s=seconds
+            )
+        self._feed(self.scheduler.on_ready(worker.id, ready.slots, now))
+
+    def _footprint(self, worker: Worker, ready: messages.Ready) -> Bytes:
+        """Bytes the loaded model takes: as the devices and the kernel count them."""
+        used = self._machine.used_by(worker.pids())
+        weights = ready.memory.get("mapped", 0)
+        return {**used, "ram": used.get("ram", 0) + weights}
+
+    def on_exit(self, worker: Worker, how: str) -> None:
+        state = self.scheduler.workers.get(worker.id)
+        if state is None or state.state is State.KILLING:
+            return
+        name = state.model or f"the {state.backend} backend"
+        tail = worker.log.tail(50)
+        detail = {"stderr": tail}
+        error: UmlError
+        if state.state in (State.READY, State.DRAINING):
+            error = WorkerDied(f"the worker of {name} {how}", detail=detail)
+        else:
+            last = f"; its last lines: {' | '.join(tail[-5:])}" if tail else ""
+            error = LoadFailed(f"loading {name} failed: the worker {how}{last}", detail=detail)
+        self.failed(worker.id, error)
+
+    def failed(self, worker_id: str, error: UmlError) -> None:
+        """A worker is of no use any more: end its calls with `error` and kill it."""
+        worker = self._workers.get(worker_id)
+        state = self.scheduler.workers.get(worker_id)
+        if worker is None or state is None or state.state is State.KILLING:
+            return
+        self._events.emit(
+            "worker.failed", "error", worker=worker_id, model=state.model, error=error.message
+        )
+        actions = self.scheduler.on_failed(worker_id, error, self.now())
+        self._calls.on_worker_lost(worker, error)
+        self._feed(actions)
+
+    def _ignores_cancel(self, worker: Worker) -> None:
+        self.failed(worker.id, WorkerDied("the worker did not honour a cancel"))
+
+    # --- looking ---------------------------------------------------------------------------
+
+    @property
+    def workers(self) -> Mapping[str, Worker]:
+        return self._workers
+
+    @property
+    def vitals(self) -> Mapping[str, Vital]:
+        return self._vitals
+
+    @property
+    def machine(self) -> Machine:
+        return self._machine
+
+    @property
+    def config(self) -> Config:
+        return self._config
+
+    @property
+    def events(self) -> Events:
+        return self._events
+
+    def measure(self) -> None:
+        """Tell the scheduler what the machine says now."""
+        resident = {w.id: self._machine.used_by(w.pids()) for w in self._workers.values()}
+        self._feed(self.scheduler.on_measured(self._machine.snapshot(), resident, self.now()))
+
+    def look_at_residue(self) -> None:
+        """Bytes that had not come back may have meanwhile."""
+        for holder, lease in list(self.scheduler.budget.leases.items()):
+            if not lease.residue:
+                continue
+            receipt = next((r for r in reversed(self._history) if r.worker == holder), None)
+            pids = receipt.pids if receipt else []
+            left = {d: b for d, b in self._machine.used_by(pids).items() if d in lease.bytes}
+            if left != lease.bytes:
+                self._events.emit("residue.changed", worker=holder, left=left)
+                self._feed(self.scheduler.on_residue(holder, left, self.now()))
+
+    def plan(
+        self, model: Model, *, swap: bool = False, options: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """What a load or swap would do, without doing it."""
+        self.measure()
+        need = self._needs.need(model, None, options)
+        fits, victims, why = self.scheduler.plan(need, swap=swap)
+        return {
+            "model": model.id,
+            "fits": fits,
+            "need_bytes": need.bytes,
+            "victims": victims,
+            "load_s": self._registry.load_seconds(model.id),
+            "reason": why or need.arithmetic,
+        }
+
+    def status(self) -> dict[str, Any]:
+        """Devices, workers, queues, residue, the last receipts (see docs: GET /status)."""
+        from uml.supervisor.status import report
+
+        self.measure()
+        return report(self.scheduler, self._workers, self._vitals, self._machine, self._history)
+
+    def tail(self, model_id: str, lines: int = 50) -> list[str]:
+        """The last lines a model's worker wrote to stderr."""
+        state = self.scheduler.worker_of(model_id)
+        worker = self._workers.get(state.id) if state else None
+        return worker.log.tail(lines) if worker else []
+
+    def loading(self, model_id: str) -> bool:
+        state = self.scheduler.worker_of(model_id)
+        return state is not None and state.state in (State.STARTING, State.STANDBY, State.LOADING)

@@ -1,0 +1,125 @@
+"""Killing a worker and seeing its memory come back: the receipt.
+
+Reaped is not released: a driver may hand bytes back late, slowly or never. After the kill the
+devices are asked again and again (at once, then after 5, 10, 20 ... ms) until what the tree held
+is free; what is not back at the deadline is *residue*.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from uml.supervisor.budget import Bytes
+from uml.supervisor.machine import Machine, anonymous_bytes, process_memory
+from uml.supervisor.worker import Worker
+
+#: RAM: page accounting is batched per core, and the rest of the machine does not stand still.
+_RAM_SLACK = 16 << 20
+_RAM_SHARE = 0.8
+#: VRAM of a context that other processes keep alive is not ours to wait for.
+_DEVICE_SHARE = 0.98
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What an unload did. before, after: bytes the worker's tree held per device (RAM: anonymous
+    memory, which only the end of a process frees). freed: what the device gave back, by its own
+    count. ms: from the kill to the last look. verified: yes | no (residue) | unknown."""
+
+    model: str
+    worker: str
+    reason: str
+    pids: list[int]
+    stuck: list[int]
+    before: Bytes
+    after: Bytes
+    freed: Bytes
+    killed_ms: float
+    ms: float
+    verified: str
+    at: float
+
+    def to_map(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class _Ram:
+    """RAM seen from the kernel's count of anonymous pages, less what our other processes did."""
+
+    def __init__(self, others: Callable[[], Iterable[int]]) -> None:
+        self._others = others
+        self._anon = anonymous_bytes()
+        self._rest = process_memory(others()).anon
+
+    def freed(self) -> int | None:
+        now = anonymous_bytes()
+        if now is None or self._anon is None:
+            return None
+        grown = process_memory(self._others()).anon - self._rest
+        return self._anon - now + grown
+
+
+async def release(
+    worker: Worker,
+    machine: Machine,
+    *,
+    model: str,
+    reason: str,
+    others: Callable[[], Iterable[int]],
+    deadline_s: float = 2.0,
+) -> Receipt:
+    """Kill `worker`'s tree and wait until the devices show its memory free, `deadline_s` at most.
+
+    others: the pids of our other workers, whose own growth meanwhile must not hide the release.
+    """
+    started = time.monotonic()
+    pids = worker.pids()
+    before = machine.used_by(pids)
+    free_before = {d.name: d.free_bytes for d in machine.snapshot()}
+    ram = _Ram(others)
+    report = await worker.kill()
+    pause = 0.005
+    while True:
+        after = machine.used_by(report.pids)
+        free = {d.name: d.free_bytes for d in machine.snapshot()}
+        freed = {d: free.get(d, 0) - free_before.get(d, 0) for d in before if d != "ram"}
+        ram_freed = ram.freed()
+        freed["ram"] = max(0, ram_freed) if ram_freed is not None else before.get("ram", 0)
+        back = {d: _is_back(d, b, after.get(d, 0), freed[d]) for d, b in before.items()}
+        if (all(back.values()) and not report.stuck) or time.monotonic() - started > deadline_s:
+            break
+        # RAM of reaped processes is free by the kernel's own rule; only its count may lag.
+        ram_only = all(ok for d, ok in back.items() if d != "ram") and not report.stuck
+        if ram_only and time.monotonic() - started > 0.25:
+            break
+        await asyncio.sleep(pause)
+        pause = min(0.08, pause * 2)
+    after = {d: b for d, b in after.items() if b > 0}
+    if report.stuck or any(d != "ram" for d in after):
+        verified = "no"
+    else:
+        verified = "yes" if all(back.values()) else "unknown"
+    return Receipt(
+        model=model,
+        worker=worker.id,
+        reason=reason,
+        pids=list(report.pids),
+        stuck=list(report.stuck),
+        before=before,
+        after=after,
+        freed=freed,
+        killed_ms=round(report.ms, 2),
+        ms=round((time.monotonic() - started) * 1000, 2),
+        verified=verified,
+        at=time.time(),
+    )
+
+
+def _is_back(device: str, held: int, still: int, freed: int) -> bool:
+    if device == "ram":
+        return freed >= held * _RAM_SHARE - _RAM_SLACK
+    return still == 0 and freed >= held * _DEVICE_SHARE

@@ -1,0 +1,145 @@
+"""The scheduler's words: states, needs, actions, limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from uml.protocol.errors import UmlError
+from uml.supervisor.budget import Bytes
+
+
+class State(StrEnum):
+    """STARTING: the process imports its library. STANDBY: imported, waits for a model or for
+    memory. LOADING, READY: as they say. DRAINING: no new work, leaves when its answers are
+    complete. KILLING: being killed and its memory awaited; there is no way back."""
+
+    STARTING = "starting"
+    STANDBY = "standby"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    KILLING = "killing"
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a model wants. bytes: lease per device for the loaded model; process_bytes: lease of
+    a process that has only imported its library. keep_alive_s: < 0 means for ever. options: every
+    number the worker will be told."""
+
+    model: str
+    backend: str
+    bytes: Bytes
+    process_bytes: Bytes
+    n_ctx: int = 0
+    keep_alive_s: float = 300.0
+    pinned: bool = False
+    priority: int = 0
+    arithmetic: str = ""
+    options: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Spawn:
+    worker: str
+    backend: str
+
+
+@dataclass(frozen=True)
+class Load:
+    worker: str
+    need: Need
+
+
+@dataclass(frozen=True)
+class Kill:
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Grant:
+    request: int
+    worker: str
+
+
+@dataclass(frozen=True)
+class Refuse:
+    request: int
+    error: UmlError
+
+
+@dataclass(frozen=True)
+class SetTimer:
+    name: str
+    at: float
+
+
+@dataclass(frozen=True)
+class Tell:
+    """A decision worth a log line, with its reason."""
+
+    event: str
+    fields: dict[str, Any]
+
+
+Action = Spawn | Load | Kill | Grant | Refuse | SetTimer | Tell
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_loaded: models at once, None = as many as fit. queue: waiting requests. max_wait_s: how
+    long newer work may keep a busy model in place while another waits for its room."""
+
+    max_loaded: int | None = None
+    queue: int = 512
+    max_wait_s: float = 8.0
+    standby: frozenset[str] = frozenset()
+    standby_delay_s: float = 1.0
+
+
+@dataclass
+class WorkerState:
+    """A worker as the scheduler sees it. `final`: its draining cannot be undone."""
+
+    id: str
+    backend: str
+    state: State
+    need: Need | None = None
+    slots: int = 0
+    busy: set[int] = field(default_factory=set)
+    used_at: float = 0.0
+    keep_alive_s: float = 300.0
+    final: bool = False
+    reason: str = ""
+
+    @property
+    def model(self) -> str | None:
+        return self.need.model if self.need else None
+
+    def until(self) -> float | None:
+        """When idleness ends it, on the scheduler's clock; None = not by time."""
+        if self.state is not State.READY or self.busy or self.keep_alive_s < 0:
+            return None
+        return self.used_at + self.keep_alive_s
+
+
+@dataclass
+class Waiter:
+    """A request that waits. wants_slot: False for a mere load. urgent: see `on_request`."""
+
+    request: int
+    need: Need
+    since: float
+    wants_slot: bool = True
+    urgent: bool = False
+
+
+@dataclass
+class Claim:
+    """A model waits for these workers to give back their bytes."""
+
+    need: Need
+    victims: set[str]

@@ -1,0 +1,94 @@
+"""The picture people and programs get of what runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from uml.supervisor.machine import Machine, process_memory
+from uml.supervisor.release import Receipt
+from uml.supervisor.scheduler import Scheduler
+from uml.supervisor.states import State, WorkerState
+from uml.supervisor.watch import Vital
+from uml.supervisor.worker import Worker
+
+
+def report(
+    scheduler: Scheduler,
+    workers: Mapping[str, Worker],
+    vitals: Mapping[str, Vital],
+    machine: Machine,
+    history: Sequence[Receipt],
+) -> dict[str, Any]:
+    """The body of GET /status, less what the gateway adds."""
+    budget, waiting = scheduler.budget, scheduler.waiting()
+    return {
+        "devices": [
+            {
+                "name": d.name,
+                "kind": d.kind,
+                "total_bytes": d.total_bytes,
+                "cap_bytes": budget.cap(d.name),
+                "free_bytes": d.free_bytes,
+                "leased_bytes": budget.leased(d.name),
+                "detail": d.detail,
+            }
+            for d in budget.devices.values()
+        ],
+        "workers": [
+            _worker(state, scheduler, workers.get(state.id), vitals.get(state.id), machine)
+            for state in scheduler.workers.values()
+        ],
+        "waiting": waiting,
+        "failing": scheduler.breaker.failing(time.monotonic()),
+        "residue": [
+            {
+                "worker": holder,
+                "model": next((r.model for r in reversed(history) if r.worker == holder), ""),
+                "device": device,
+                "bytes": count,
+                "pids": next((r.pids for r in reversed(history) if r.worker == holder), []),
+            }
+            for holder, lease in budget.leases.items()
+            if lease.residue
+            for device, count in lease.bytes.items()
+        ],
+        "receipts": [receipt.to_map() for receipt in history],
+    }
+
+
+def _worker(
+    state: WorkerState,
+    scheduler: Scheduler,
+    worker: Worker | None,
+    vital: Vital | None,
+    machine: Machine,
+) -> dict[str, Any]:
+    need, lease = state.need, scheduler.budget.leases.get(state.id)
+    device = str(need.options.get("device", "ram")) if need else "ram"
+    pids = worker.pids() if worker else []
+    used = machine.used_by(pids)
+    used["ram"] = process_memory(pids).rss
+    until = state.until()
+    return {
+        "id": state.id,
+        "model": state.model,
+        "backend": state.backend,
+        "state": state.state.value,
+        "device": device,
+        "pid": worker.pid if worker else None,
+        "lease_bytes": dict(lease.bytes) if lease else {},
+        "memory_bytes": used,
+        "context": need.n_ctx if need else 0,
+        "slots": state.slots,
+        "busy": len(state.busy),
+        "waiting": scheduler.waiting().get(state.model or "", 0),
+        "until": time.time() + until - time.monotonic() if until is not None else None,
+        "pinned": bool(need and (need.pinned or need.keep_alive_s < 0)),
+        "load_s": vital.load_s if vital else None,
+        "stage": vital.stage if vital and state.state is not State.READY else "",
+        "progress": vital.fraction if vital and state.state is not State.READY else None,
+        "facts": vital.facts if vital else {},
+        "reason": state.reason,
+    }

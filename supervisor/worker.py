@@ -1,0 +1,301 @@
+"""One worker process: spawn, speak, kill the whole tree, reap.
+
+`Worker` decides nothing; it reports to its listener: `on_message`, `on_chunks` (the hot path,
+raw items) and, exactly once, `on_exit`. All methods belong to the event loop's thread, also the
+spawn: the parent-death signal fires when the *thread* that spawned ends.
+
+Liveness: nothing here waits on the worker's goodwill. Reading never stops; writing is buffered,
+with a lane for control frames that overtakes bulk ones; a kill returns within its deadline even
+when a process is stuck in the kernel, and says which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from uml.protocol import frames, messages
+from uml.protocol.errors import ProtocolError
+from uml.supervisor import tree
+from uml.supervisor.worker_log import WorkerLog
+
+_READ = 256 * 1024
+#: From the supervisor's own environment a worker gets these and nothing else: no secrets.
+_PASSED = (
+    "PATH HOME LANG LC_ALL LC_CTYPE TZ TMPDIR LD_LIBRARY_PATH CUDA_HOME CUDA_PATH "
+    "CUDA_VISIBLE_DEVICES NVIDIA_VISIBLE_DEVICES NVIDIA_DRIVER_CAPABILITIES "
+    "HIP_VISIBLE_DEVICES ROCR_VISIBLE_DEVICES ROCM_PATH"
+).split()
+
+
+class Listener(Protocol):
+    """Whom a worker reports to."""
+
+    def on_message(self, worker: Worker, message: messages.Message) -> None: ...
+
+    def on_chunks(self, worker: Worker, items: list[Any]) -> None: ...
+
+    def on_exit(self, worker: Worker, how: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class KillReport:
+    """pids: all that belonged to the tree. stuck: those that would not die. ms: kill to reaped."""
+
+    pids: tuple[int, ...]
+    stuck: tuple[int, ...]
+    ms: float
+
+
+def environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """The environment a worker starts with: built, not copied."""
+    return {k: os.environ[k] for k in _PASSED if k in os.environ} | dict(extra)
+
+
+class Worker:
+    """argv: the interpreter and its arguments. extra: environment beyond the common part."""
+
+    def __init__(
+        self,
+        id: str,
+        argv: Sequence[str],
+        extra: Mapping[str, str],
+        listener: Listener,
+        log: WorkerLog,
+    ) -> None:
+        self.id = id
+        self.token = secrets.token_hex(16)
+        self.log = log
+        self.spawned_at = time.monotonic()
+        self.heard_at = self.spawned_at
+        self.exit: str | None = None
+        self._argv, self._extra, self._listener = list(argv), dict(extra), listener
+        self._decoder = frames.Decoder()
+        self._control: deque[bytes] = deque()
+        self._bulk: deque[bytes] = deque()
+        self._sending = memoryview(b"")
+        self._launcher = 0
+        self._namespaced = False
+        self._seen: set[int] = set()
+        self._reaped = asyncio.Event()
+        self._fds: list[int] = []
+
+    # --- spawning --------------------------------------------------------------------------
+
+    def spawn(self) -> None:
+        """Start the process. Raises: OSError when that is impossible."""
+        self._loop = asyncio.get_running_loop()
+        prefix = tree.namespace_prefix()
+        self._namespaced = bool(prefix)
+        env = environment(self._extra) | {tree.TOKEN: self.token}
+        if self._namespaced:
+            env["UML_PARENT_PID"] = str(os.getpid())
+        ours, theirs = socket.socketpair()
+        err_read, err_write = os.pipe()
+        try:
+            process = subprocess.Popen(
+                [*prefix, *self._argv],
+                stdin=theirs,
+                stdout=theirs,
+                stderr=err_write,
+                env=env,
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError:
+            ours.close()
+            os.close(err_read)
+            raise
+        finally:
+            theirs.close()
+            os.close(err_write)
+        self._launcher = process.pid
+        self._seen.add(process.pid)
+        process.returncode = 0  # Popen must not wait for it: the pidfd below does
+        ours.setblocking(False)
+        os.set_blocking(err_read, False)
+        self._socket, self._stderr = ours, err_read
+        self._pidfd = os.pidfd_open(process.pid)
+        self._loop.add_reader(self._pidfd, self._exited)
+        self._loop.add_reader(ours.fileno(), self._readable)
+        self._loop.add_reader(err_read, self._read_stderr)
+
+    @property
+    def launcher(self) -> int:
+        """The pid that we spawned: the worker itself, or what holds its namespace."""
+        return self._launcher
+
+    @property
+    def pid(self) -> int:
+        """The worker's own pid as this machine sees it."""
+        if self._namespaced:
+            inner = tree.children(self._launcher)
+            return inner[0] if inner else self._launcher
+        return self._launcher
+
+    def pids(self) -> list[int]:
+        """The living tree, the launcher included."""
+        found = {self._launcher, *tree.descendants(self._launcher)}
+        self._seen |= found
+        return tree.living(found)
+
+    # --- speaking --------------------------------------------------------------------------
+
+    def send(self, message: messages.Message) -> None:
+        """Queue a control frame; a dead worker's is dropped, its exit is reported anyway."""
+        self._control.append(messages.pack(message))
+        self._flush()
+
+    def send_bulk(self, packed: Sequence[bytes]) -> None:
+        """Queue frames that control frames may overtake."""
+        self._bulk.extend(packed)
+        self._flush()
+
+    def _flush(self) -> None:
+        if self.exit is not None or not hasattr(self, "_socket"):
+            return
+        try:
+            while True:
+                if not self._sending:
+                    lane = self._control or self._bulk
+                    if not lane:
+                        self._loop.remove_writer(self._socket.fileno())
+                        return
+                    self._sending = memoryview(lane.popleft())
+                self._sending = self._sending[self._socket.send(self._sending) :]
+        except BlockingIOError:
+            self._loop.add_writer(self._socket.fileno(), self._flush)
+        except OSError:
+            self._loop.remove_writer(self._socket.fileno())
+
+    def _readable(self) -> None:
+        try:
+            data = self._socket.recv(_READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            # Its pipe is closed, so it is of no use, whether it still runs or not.
+            self._loop.remove_reader(self._socket.fileno())
+            self._loop.call_later(0.2, self._lost, "closed its pipe")
+            return
+        self.heard_at = time.monotonic()
+        try:
+            for data_map in self._decoder.feed(data):
+                if data_map.get("t") == "chunks":
+                    self._listener.on_chunks(self, data_map["items"])
+                else:
+                    self._listener.on_message(self, messages.parse(data_map))
+        except (ProtocolError, KeyError, TypeError, ValueError, IndexError) as e:
+            self._loop.remove_reader(self._socket.fileno())
+            self._lost(f"broke the protocol: {e}")
+
+    def _read_stderr(self) -> None:
+        try:
+            data = os.read(self._stderr, 65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self.log.write(data)
+        else:
+            self._loop.remove_reader(self._stderr)
+
+    def _exited(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        try:
+            status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            status = None
+        if status is None:
+            how = "ended"
+        elif status.si_code == os.CLD_EXITED:
+            how = f"ended with exit code {status.si_status}"
+        else:
+            how = f"was killed by {signal.Signals(status.si_status).name}"
+        # What it said last is still in the pipes.
+        self._drain()
+        self._reaped.set()
+        self._lost(how)
+
+    def _drain(self) -> None:
+        for _ in range(256):
+            if self.exit is not None or not self._has_data():
+                break
+            self._readable()
+        for _ in range(64):
+            before = self.log.total
+            self._read_stderr()
+            if self.log.total == before:
+                break
+
+    def _has_data(self) -> bool:
+        try:
+            return bool(self._socket.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
+
+    def _lost(self, how: str) -> None:
+        if self.exit is None:
+            self.exit = how
+            self._control.clear()
+            self._bulk.clear()
+            self._loop.remove_writer(self._socket.fileno())
+            self._listener.on_exit(self, how)
+
+    # --- killing ---------------------------------------------------------------------------
+
+    async def kill(self, deadline_s: float = 10.0) -> KillReport:
+        """SIGKILL the whole tree and reap it. When this returns nothing of it runs, save the pids
+        named as stuck (in the kernel beyond `deadline_s`)."""
+        started = time.monotonic()
+        pause = 0.001
+        while True:
+            members = {*self.pids(), *tree.living(self._seen)}
+            if self._reaped.is_set() and not self._namespaced:
+                members |= set(tree.living(tree.strays(self.token)))
+            self._seen |= members
+            elapsed = time.monotonic() - started
+            if (not members and self._reaped.is_set()) or elapsed > deadline_s:
+                break
+            inner = members - {self._launcher}
+            # The launcher ends by itself once its namespace is empty, and then all of it is.
+            patient = self._namespaced and inner and elapsed < 0.5
+            tree.send_kill(inner if patient else members)
+            tree.reap(self._seen - {self._launcher})
+            with contextlib.suppress(TimeoutError):
+                if not self._reaped.is_set():
+                    await asyncio.wait_for(self._reaped.wait(), pause)
+                else:
+                    await asyncio.sleep(pause)
+            pause = min(0.02, pause * 1.5)
+        tree.reap(self._seen - {self._launcher})
+        self.close()
+        ms = (time.monotonic() - started) * 1000
+        stuck = tree.living(self._seen)
+        return KillReport(tuple(sorted(self._seen)), tuple(sorted(stuck)), ms)
+
+    def close(self) -> None:
+        """Let go of the pipes; the process must have been killed."""
+        if not hasattr(self, "_socket"):
+            return
+        self._lost("was killed")
+        for fd in (self._socket.fileno(), self._stderr, self._pidfd):
+            self._loop.remove_reader(fd)
+        self._socket.close()
+        os.close(self._stderr)
+        os.close(self._pidfd)
+        del self._socket
+        self.log.close()

@@ -1,0 +1,48 @@
+"""A worker's standard error: the last lines in memory for crash reports, all of it in a file."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from pathlib import Path
+
+
+class WorkerLog:
+    """Appends to `path` and starts it anew, keeping one old file, when it grows over `limit`."""
+
+    def __init__(self, path: Path | None, *, lines: int = 200, limit: int = 4 << 20) -> None:
+        self._path, self._limit = path, limit
+        self._lines: deque[str] = deque(maxlen=lines)
+        self._partial = b""
+        self._file = None
+        self.total = 0
+        if path is not None:
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = path.open("ab")
+
+    def write(self, data: bytes) -> None:
+        self.total += len(data)
+        *whole, rest = (self._partial + data).split(b"\n")
+        # A line without an end must not grow without one.
+        self._partial = rest[-8192:]
+        self._lines.extend(line.decode(errors="replace") for line in whole)
+        if self._file and self._path:
+            with contextlib.suppress(OSError):
+                self._file.write(data)
+                self._file.flush()
+                if self._file.tell() > self._limit:
+                    self._file.close()
+                    self._path.replace(self._path.with_suffix(".log.1"))
+                    self._file = self._path.open("ab")
+
+    def tail(self, count: int = 50) -> list[str]:
+        """The last `count` lines, an unfinished one included."""
+        last = [self._partial.decode(errors="replace")] if self._partial.strip() else []
+        return [*self._lines, *last][-count:]
+
+    def close(self) -> None:
+        if self._file:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
