@@ -1,0 +1,43 @@
+# The everyday verbs. Each is one line that can be typed without make.
+
+PYTHON ?= python3
+TOOLS ?= .venv/bin
+
+.PHONY: test fast lint format types bench serve wheel tools clean
+
+test: ## everything, with real models
+	./run.py test
+
+fast: ## without the heavy backends
+	./run.py test --fast
+
+serve:
+	./run.py serve
+
+bench:
+	./run.py test tests/benchmarks
+
+$(TOOLS)/ruff: setup.cfg
+	$(PYTHON) -m venv .venv
+	$(TOOLS)/python .ci/requirements.py dev test | xargs $(TOOLS)/pip install --quiet
+	touch $@
+
+tools: $(TOOLS)/ruff
+
+lint: tools
+	$(TOOLS)/ruff check .
+	$(TOOLS)/ruff format --check .
+
+format: tools
+	$(TOOLS)/ruff check --fix .
+	$(TOOLS)/ruff format .
+
+types: tools
+	.ci/types $(TOOLS)/python
+
+wheel: tools
+	$(TOOLS)/python -m build --wheel
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
