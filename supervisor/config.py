@@ -194,7 +194,8 @@ class Config:
     """Everything that can be set. Durations in seconds, negative = no limit; sizes in bytes.
 
     budget: device -> most bytes we may hold there. reserve_bytes: device -> bytes left to others.
-    max_loaded: models at once. fake_device: "fake0:BYTES:DIR", for tests.
+    max_loaded: models at once. max_wait_s: how long newer work may keep a busy model in place
+    while another waits for its room. standby: backends that keep an imported process ready. fake_device: "fake0:BYTES:DIR", for tests.
     """
 
     home: Path = field(metadata={"key": "home", "read": _folder, "env": True})
@@ -208,6 +209,8 @@ class Config:
     keep_alive_s: float = _key("keep_alive", _duration, 300.0)
     queue_limit: int = _key("queue_limit", _whole(1, 1_000_000), 512)
     max_loaded: int | None = _key("max_loaded", _whole(1, 1000))
+    max_wait_s: float = _key("max_wait", _duration, 8.0)
+    standby: tuple[str, ...] = _key("standby", _texts, ())
     preload: tuple[str, ...] = _key("preload", _texts, ())
     budget: dict[str, int] = _key("budget", _sizes, {})
     reserve_bytes: dict[str, int] = _key("reserve", _sizes, {})

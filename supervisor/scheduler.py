@@ -257,9 +257,9 @@ class Scheduler:
             del self._claims[model]
         heads.sort(key=lambda w: (not w.urgent, -w.need.priority, w.since, w.request))
         for head in heads:
-            worker = self.worker_of(head.need.model)
-            if worker is None or worker.state is State.STANDBY:
-                self._admit(head.need.model, worker, now)
+            current = self.worker_of(head.need.model)
+            if current is None or current.state is State.STANDBY:
+                self._admit(head.need.model, current, now)
         self._reprieve()
         out, self._out = self._out, []
         return out

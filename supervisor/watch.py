@@ -74,18 +74,21 @@ class Watch:
         pool = self._pool
         while True:
             self._wake.clear()
-            states = [w.state for w in pool.scheduler.workers.values()]
-            residue = any(lease.residue for lease in pool.scheduler.budget.leases.values())
-            pause = (
-                _LOADING_S if State.LOADING in states else _CALM_S if states or residue else None
-            )
+            pause = self._pause()
             before = pool.now()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), pause)
             late = max(0.0, pool.now() - before - pause) if pause else 0.0
             self._look(late if late > _CALM_S else 0.0)
-            if residue:
-                pool.look_at_residue()
+            pool.look_at_residue()
+
+    def _pause(self) -> float | None:
+        """Seconds until the next look; None when there is nothing to look at."""
+        scheduler = self._pool.scheduler
+        if any(w.state is State.LOADING for w in scheduler.workers.values()):
+            return _LOADING_S
+        residue = any(lease.residue for lease in scheduler.budget.leases.values())
+        return _CALM_S if scheduler.workers or residue else None
 
     def _look(self, late_s: float) -> None:
         pool, now = self._pool, self._pool.now()

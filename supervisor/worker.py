@@ -31,11 +31,9 @@ from uml.supervisor.worker_log import WorkerLog
 
 _READ = 256 * 1024
 #: From the supervisor's own environment a worker gets these and nothing else: no secrets.
-_PASSED = (
-    "PATH HOME LANG LC_ALL LC_CTYPE TZ TMPDIR LD_LIBRARY_PATH CUDA_HOME CUDA_PATH "
-    "CUDA_VISIBLE_DEVICES NVIDIA_VISIBLE_DEVICES NVIDIA_DRIVER_CAPABILITIES "
-    "HIP_VISIBLE_DEVICES ROCR_VISIBLE_DEVICES ROCM_PATH"
-).split()
+_PASSED = frozenset(("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR"))
+#: ... and what finds accelerators and their libraries.
+_PASSED_PREFIXES = ("LD_LIBRARY_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "ROCM_")
 
 
 class Listener(Protocol):
@@ -59,7 +57,8 @@ class KillReport:
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The environment a worker starts with: built, not copied."""
-    return {k: os.environ[k] for k in _PASSED if k in os.environ} | dict(extra)
+    kept = {k: v for k, v in os.environ.items() if k in _PASSED or k.startswith(_PASSED_PREFIXES)}
+    return kept | dict(extra)
 
 
 class Worker:
@@ -105,8 +104,8 @@ class Worker:
         try:
             process = subprocess.Popen(
                 [*prefix, *self._argv],
-                stdin=theirs,
-                stdout=theirs,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
                 stderr=err_write,
                 env=env,
                 cwd="/",
