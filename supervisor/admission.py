@@ -39,13 +39,17 @@ class Admission:
         if self._limits.max_loaded is None:
             return 0
         loaded = [
-            w
+            w.id
             for w in self._workers.values()
             if w.need
             and self._holds_model(w, w.need)
             and (w.model != model or w.state is State.KILLING)
         ]
-        return max(0, len(loaded) + 1 - self._limits.max_loaded)
+        # Another claim takes its victims' places as soon as they are gone.
+        others = [claim for m, claim in self._claims.items() if m != model]
+        leaving = {v for claim in others for v in claim.victims}
+        then = len([w for w in loaded if w not in leaving]) + len(others)
+        return max(0, max(len(loaded), then) + 1 - self._limits.max_loaded)
 
     def victims(self, need: Need, short: Bytes, *, busy: bool) -> list[str] | None:
         """Who leaves so that `short` bytes and a place come free; None when that cannot be now.

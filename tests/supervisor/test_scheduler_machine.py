@@ -1,0 +1,156 @@
+"""Any sequence of events: the ledger never promises more than there is, nobody is forgotten."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from uml.protocol.errors import WorkerDied
+from uml.supervisor.states import State
+
+from tests.supervisor.world import MB, World, need
+
+SIZES = {"a": 300 * MB, "b": 500 * MB, "c": 700 * MB, "d": 950 * MB}
+MODELS = st.sampled_from(sorted(SIZES))
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Workers answer in any order, fail at any moment, and memory comes back late or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(max_wait_s=4.0, standby=frozenset({"b"}))
+        self.requests = 0
+        self.open: set[int] = set()
+        self.left: set[int] = set()
+
+    def pick(self, *states: State) -> list[str]:
+        return [w.id for w in self.world.scheduler.workers.values() if w.state in states]
+
+    def running(self) -> list[int]:
+        return sorted(r for w in self.world.scheduler.workers.values() for r in w.busy)
+
+    @rule(model=MODELS, urgent=st.booleans(), ctx=st.sampled_from([0, 0, 4096]))
+    def ask(self, model: str, urgent: bool, ctx: int) -> None:
+        self.requests += 1
+        self.open.add(self.requests)
+        wanted = need(model, SIZES[model], n_ctx=ctx, keep_alive_s=20.0)
+        self.world.ask(self.requests, wanted, urgent=urgent)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.running())
+    def finish(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(self.running()))
+        self.open.discard(request)
+        self.left.add(request)
+        self.world.finish(request)
+
+    @rule(data=st.data())
+    def abandon(self, data: st.DataObject) -> None:
+        done = self.world.granted.keys() | self.world.refused.keys()
+        waiting = sorted(self.open - done)
+        if waiting:
+            request = data.draw(st.sampled_from(waiting))
+            self.open.discard(request)
+            self.left.add(request)
+            self.world.do(self.world.scheduler.on_abandoned(request, self.world.clock))
+
+    @rule(data=st.data())
+    def hello(self, data: st.DataObject) -> None:
+        if found := self.pick(State.STARTING):
+            self.world.hello(data.draw(st.sampled_from(found)))
+
+    @rule(data=st.data())
+    def ready(self, data: st.DataObject) -> None:
+        if found := self.pick(State.LOADING):
+            self.world.ready(data.draw(st.sampled_from(found)))
+
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        if found := self.pick(*(s for s in State if s is not State.KILLING)):
+            worker = data.draw(st.sampled_from(found))
+            busy = set(self.world.scheduler.workers[worker].busy)
+            error = WorkerDied("died")
+            self.world.do(self.world.scheduler.on_failed(worker, error, self.world.clock))
+            for request in busy:
+                self.open.discard(request)
+                self.left.add(request)
+                self.world.finish(request)
+
+    @rule(data=st.data(), residue=st.sampled_from([0, 0, 0, 100 * MB]))
+    def gone(self, data: st.DataObject, residue: int) -> None:
+        if found := self.pick(State.KILLING):
+            worker = data.draw(st.sampled_from(found))
+            for request in list(self.world.scheduler.workers[worker].busy):
+                self.open.discard(request)
+                self.left.add(request)
+                self.world.finish(request)
+            self.world.gone(worker, min(residue, self.world.resident.get(worker, 0)))
+
+    @rule()
+    def residue_goes(self) -> None:
+        for holder, lease in list(self.world.scheduler.budget.leases.items()):
+            if lease.residue:
+                self.world.resident.pop(holder, None)
+                self.world.measure()
+                self.world.do(self.world.scheduler.on_residue(holder, {}, self.world.clock))
+
+    @rule(seconds=st.sampled_from([0.5, 5.0, 30.0]))
+    def wait(self, seconds: float) -> None:
+        self.world.wait(seconds)
+
+    @rule(model=MODELS, force=st.booleans())
+    def unload(self, model: str, force: bool) -> None:
+        self.world.do(self.world.scheduler.on_unload(model, self.world.clock, force=force))
+
+    @rule(model=MODELS, force=st.booleans())
+    def make_way(self, model: str, force: bool) -> None:
+        self.world.do(self.world.scheduler.on_make_way(model, self.world.clock, force=force))
+
+    @rule(size=st.sampled_from([0, 200 * MB]))
+    def others_take(self, size: int) -> None:
+        self.world.foreign = min(size, self.world.foreign + max(0, self.world.free()))
+        self.world.measure()
+
+    @invariant()
+    def leases_never_exceed_the_machine(self) -> None:
+        budget = self.world.scheduler.budget
+        assert budget.leased("ram") <= self.world.total
+        assert sum(self.world.resident.values()) <= self.world.total
+
+    @invariant()
+    def every_lease_has_a_worker_or_is_residue(self) -> None:
+        for holder, lease in self.world.scheduler.budget.leases.items():
+            assert lease.residue or holder in self.world.scheduler.workers
+
+    @invariant()
+    def every_worker_has_a_lease(self) -> None:
+        for worker in self.world.scheduler.workers:
+            assert worker in self.world.scheduler.budget.leases
+
+    @invariant()
+    def no_model_has_two_workers(self) -> None:
+        workers = self.world.scheduler.workers.values()
+        models = [w.model for w in workers if w.need and w.state is not State.KILLING]
+        assert len(models) == len(set(models))
+
+    @invariant()
+    def every_request_is_answered_or_still_known(self) -> None:
+        waiting = {r for q in self.world.scheduler._waiting.values() for r in q}
+        answered = self.world.granted.keys() | self.world.refused.keys()
+        assert self.open <= waiting | answered
+
+    @invariant()
+    def a_waiting_model_waits_for_something(self) -> None:
+        """Somebody waits only while an event is due that can help him."""
+        scheduler, world = self.world.scheduler, self.world
+        for model, count in scheduler.waiting().items():
+            due = any(
+                w.state in (State.STARTING, State.LOADING, State.KILLING) or w.busy
+                for w in scheduler.workers.values()
+            )
+            assert not count or due or world.timers, f"{model} waits for nothing"
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
