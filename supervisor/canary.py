@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uml.protocol.errors import LoadFailed, ProtocolError, Stalled, UmlError, from_wire
+from uml.protocol.errors import LoadFailed, Stalled, UmlError, from_wire
 from uml.protocol.frames import Decoder
 from uml.protocol.messages import Error, Hello, Load, Message, Ready, pack, parse
 from uml.protocol.models import BackendSpec
@@ -25,6 +25,10 @@ from uml.protocol.models import BackendSpec
 WORKER_MAIN = Path(__file__).resolve().parent.parent / "workers" / "__main__.py"
 #: Lines of the worker's stderr that go into an error.
 _TAIL = 15
+
+
+class _Ended(LoadFailed):
+    """Its end of the pipe closed."""
 
 
 def run_canary(
@@ -47,8 +51,8 @@ def run_canary(
         try:
             return _ask(process, model, time.monotonic() + timeout_s)
         except UmlError as e:
-            # One that is dying gets to say of what; one that hangs has said nothing anyway.
-            _end(process, grace_s=0.0 if isinstance(e, Stalled) else 5.0)
+            # One that is dying gets the time to say of what.
+            _end(process, grace_s=5.0 if isinstance(e, _Ended) else 0.0)
             raise LoadFailed(_explain(e.message, process.returncode, _tail(stderr))) from e
         finally:
             _end(process, grace_s=0.0)
@@ -79,7 +83,7 @@ def _read(process: subprocess.Popen[bytes], decoder: Decoder, deadline: float) -
             raise Stalled("the canary gave no answer in time")
         data = os.read(fd, 65536)
         if not data:
-            raise LoadFailed("the canary ended before it was ready")
+            raise _Ended("the canary ended before it was ready")
         if frames := decoder.feed(data):
             return [parse(frame) for frame in frames]
 
@@ -90,7 +94,7 @@ def _write(process: subprocess.Popen[bytes], message: Message) -> None:
         process.stdin.write(pack(message))
         process.stdin.flush()
     except BrokenPipeError:
-        raise ProtocolError("the canary ended before it took the model") from None
+        raise _Ended("the canary ended before it took the model") from None
 
 
 def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
