@@ -78,8 +78,8 @@ def _end(token: str, known: list[int], patience_s: float) -> Reaped:
         found |= set(tree.everywhere(token)) | seen
         live = tree.living(found)
         seen |= set(live)
+        tree.reap(seen)
         if not live or time.monotonic() > deadline:
             return Reaped(token, tuple(sorted(seen)), tuple(sorted(live)))
         tree.send_kill(live)
-        tree.reap(live)
         time.sleep(0.01)

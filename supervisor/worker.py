@@ -36,6 +36,10 @@ _PASSED = frozenset(("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR
 _PASSED_PREFIXES = ("LD_LIBRARY_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "ROCM_")
 
 
+#: unshare(1) cannot die of the SIGKILL that its child died of, and complains instead.
+_UNSHARE_SAW_SIGKILL = "unshare: sigprocmask unblock failed"
+
+
 class Listener(Protocol):
     """Whom a worker reports to."""
 
@@ -224,12 +228,14 @@ class Worker:
             how = f"ended with exit code {status.si_status}"
         else:
             how = f"was killed by {signal.Signals(status.si_status).name}"
-        # What it said last is still in the pipes.
         self._drain()
+        if self._namespaced and self.log.drop_last(_UNSHARE_SAW_SIGKILL):
+            how = "was killed by SIGKILL"
         self._reaped.set()
         self._lost(how)
 
     def _drain(self) -> None:
+        """Hear what it said last: that is still in the pipes."""
         for _ in range(256):
             if self.exit is not None or not self._has_data():
                 break

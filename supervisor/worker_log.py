@@ -41,6 +41,13 @@ class WorkerLog:
         last = [self._partial.decode(errors="replace")] if self._partial.strip() else []
         return [*self._lines, *last][-count:]
 
+    def drop_last(self, start: str) -> bool:
+        """Take back the last line when it begins with `start`."""
+        if self._lines and self._lines[-1].startswith(start):
+            self._lines.pop()
+            return True
+        return False
+
     def close(self) -> None:
         if self._file:
             with contextlib.suppress(OSError):
