@@ -1,14 +1,12 @@
 """From a bare Python to a running command line, and from that to a machine with a model.
 
-`start` is what `run.py` calls before any dependency is there: stdlib only. `up` is the set-up
-behind the command of that name. Both touch no network when nothing is missing.
+`start` is what `run.py` calls before any dependency is there: stdlib only, and imports where they
+are used, since two interpreters pass through here on the way to any command. `up` is the
+set-up behind the command of that name. Both touch no network when nothing is missing.
 """
 
 from __future__ import annotations
 
-import configparser
-import hashlib
-import importlib.metadata
 import os
 import re
 import shutil
@@ -18,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uml.supervisor import installer
-from uml.supervisor.config import cache_dir, home_dir
 from uml.supervisor.installer import InstallError
+from uml.supervisor.paths import cache_dir, home_dir
 
 if TYPE_CHECKING:
     from uml.supervisor.config import Config
@@ -81,6 +79,8 @@ def up(
 
 def requirements(*extras: str) -> list[str]:
     """What `setup.cfg` asks for: the supervisor's own, and those of `extras`."""
+    import configparser
+
     setup = configparser.ConfigParser(interpolation=None)
     setup.read(CHECKOUT / "setup.cfg", encoding="utf-8")
     texts = [setup["options"]["install_requires"]]
@@ -95,6 +95,8 @@ def unsatisfied(wanted: Sequence[str]) -> list[str]:
 
 def _satisfied(requirement: str) -> bool:
     """Enough of the requirement language for setup.cfg: a name and >=, <, == with numbers."""
+    import importlib.metadata
+
     name, *_ = re.split(r"[<>=!~ ]", requirement, maxsplit=1)
     try:
         have = _numbers(importlib.metadata.version(name))
@@ -116,6 +118,8 @@ def ensure_venv(name: str, wanted: Sequence[str]) -> Path:
     """The environment `UML_HOME/supervisor/<name>-<stamp>` holding `wanted`, made when it is not
     there. The stamp covers the requirements and the interpreter, so that a change of either
     makes a new one. Raises: InstallError."""
+    import hashlib
+
     python = installer.base_python()
     stamp = "\n".join([*wanted, sys.version, python])
     root = home_dir() / "supervisor"

@@ -10,16 +10,27 @@ import dataclasses
 import difflib
 import ipaddress
 import os
-import sys
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import tomllib
-
 from uml.protocol.errors import UmlError
+from uml.supervisor.paths import cache_dir, config_dir, home_dir
 from uml.supervisor.units import DURATION_FORMS, SIZE_FORMS, parse_duration, parse_size
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "ModelConfig",
+    "cache_dir",
+    "home_dir",
+    "is_loopback",
+    "load_config",
+    "parse_duration",
+    "parse_size",
+]
 
 Reader = Callable[[Any], Any]
 
@@ -29,35 +40,6 @@ class ConfigError(UmlError):
 
     code: ClassVar[str] = "invalid_config"
     status: ClassVar[int] = 400
-
-
-def _platform_dir(xdg: str, unix: str, mac: str) -> Path:
-    if sys.platform == "darwin":
-        return Path.home() / mac / "uml"
-    root = os.environ.get(xdg, "")
-    return (Path(root) if os.path.isabs(root) else Path.home() / unix) / "uml"
-
-
-def home_dir() -> Path:
-    """Where models, environments and state live: `UML_HOME` or the platform's data folder."""
-    return _from_env("UML_HOME") or _platform_dir(
-        "XDG_DATA_HOME", ".local/share", "Library/Application Support"
-    )
-
-
-def cache_dir() -> Path:
-    """What can be made again: built wheels, downloads. `UML_CACHE` or the platform's folder."""
-    return _from_env("UML_CACHE") or _platform_dir("XDG_CACHE_HOME", ".cache", "Library/Caches")
-
-
-def config_dir() -> Path:
-    """The platform's folder of configuration files."""
-    return _platform_dir("XDG_CONFIG_HOME", ".config", "Library/Application Support")
-
-
-def _from_env(name: str) -> Path | None:
-    value = os.environ.get(name)
-    return Path(value).expanduser().absolute() if value else None
 
 
 # --- readers: a raw value in, the typed one out; ValueError says what is accepted ------------
@@ -194,8 +176,9 @@ class Config:
     """Everything that can be set. Durations in seconds, negative = no limit; sizes in bytes.
 
     budget: device -> most bytes we may hold there. reserve_bytes: device -> bytes left to others.
-    max_loaded: models at once. max_wait_s: how long newer work may keep a busy model in place
-    while another waits for its room. standby: backends that keep an imported process ready. fake_device: "fake0:BYTES:DIR", for tests.
+    max_loaded: models at once. hold_s: how long newer work may keep a busy model in place while
+    another waits for its room. standbys: backends that keep an imported process ready.
+    fake_device: "fake0:BYTES:DIR", for tests.
     """
 
     home: Path = field(metadata={"key": "home", "read": _folder, "env": True})
