@@ -176,8 +176,8 @@ class Config:
     """Everything that can be set. Durations in seconds, negative = no limit; sizes in bytes.
 
     budget: device -> most bytes we may hold there. reserve_bytes: device -> bytes left to others.
-    max_loaded: models at once. hold_s: how long newer work may keep a busy model in place while
-    another waits for its room. standbys: backends that keep an imported process ready.
+    max_loaded: models at once. max_wait_s: how long newer work may keep a busy model in place while
+    another waits for its room. standby: backends that keep an imported process ready.
     fake_device: "fake0:BYTES:DIR", for tests.
     """
 
