@@ -16,6 +16,8 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Union
 
+import msgpack
+
 from uml.protocol import WIRE_VERSION, frames
 from uml.protocol.errors import ProtocolError
 
@@ -230,3 +232,12 @@ def parse(data: dict[str, Any]) -> Message:
             raise ProtocolError(f"{name}: {key} is {type(value).__name__}")
         values[key] = value
     return cls(**values)
+
+
+def delta_bytes(delta: Any) -> int:
+    """What a chunk's delta counts against its request's window; the same on both sides."""
+    if isinstance(delta, str):
+        return len(delta) if delta.isascii() else len(delta.encode())
+    if isinstance(delta, (bytes, bytearray)):
+        return len(delta)
+    return len(msgpack.packb(delta, use_bin_type=True))

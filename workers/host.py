@@ -1,0 +1,170 @@
+"""Runs one backend: hello, load, serve.
+
+Threads: the main thread reads the wire and never computes; loading has one, beats have one, the
+writer has one (`channel`), and backends have theirs. The process ends at once when its stdin
+closes; it needs no clean-up, because nothing it owns survives it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from uml.protocol import messages, tasks
+from uml.protocol.errors import (
+    BadRequest,
+    LoadFailed,
+    ProtocolError,
+    TaskNotSupported,
+    TooLarge,
+    UmlError,
+)
+from uml.workers.base import Backend, Job, Outbox
+from uml.workers.channel import Channel
+
+_BEAT_S = 0.5
+#: The parts of one request together.
+_MAX_PARTS = 64 * 1024 * 1024
+
+
+class Host:
+    """make: builds the backend, given its outbox and its log function."""
+
+    def __init__(
+        self, channel: Channel, make: Callable[[Outbox, Callable[..., None]], Backend]
+    ) -> None:
+        self._channel = channel
+        self._outbox = Outbox(channel.send_packed)
+        self._backend = make(self._outbox, self._log)
+        self._jobs: dict[str, Job] = {}
+        self._parts: dict[str, tuple[messages.Request, bytearray]] = {}
+        self._ready = False
+        self._loads = 0
+
+    def run(self) -> None:
+        """Serve until EOF; never returns."""
+        try:
+            versions = self._backend.versions()
+        except Exception as e:
+            self._give_up(LoadFailed(f"the {self._backend.name} library does not load: {e}"))
+        self._channel.send(messages.Hello(self._backend.name, os.getpid(), versions=versions))
+        threading.Thread(target=self._beat, name="beats", daemon=True).start()
+        try:
+            for data in self._channel.receive():
+                self._take(messages.parse(data))
+        except ProtocolError as e:
+            print(f"the supervisor broke the protocol: {e}", file=sys.stderr, flush=True)
+            os._exit(2)
+        os._exit(0)
+
+    def _take(self, message: messages.Message) -> None:
+        if isinstance(message, messages.Request):
+            if message.parts:
+                self._parts[message.id] = (message, bytearray())
+            else:
+                self._begin(message, message.params)
+        elif isinstance(message, messages.Part):
+            self._part(message)
+        elif isinstance(message, messages.Credit):
+            if job := self._jobs.get(message.id):
+                job.credit(message.amount)
+        elif isinstance(message, messages.Cancel):
+            self._cancel(message.id)
+        elif isinstance(message, messages.Load):
+            threading.Thread(target=self._load, args=(message,), name="load").start()
+        else:
+            raise ProtocolError(f"{message.t} is not for a worker")
+
+    def _load(self, load: messages.Load) -> None:
+        try:
+            ready = self._backend.load(load, self._progress)
+        except UmlError as e:
+            self._give_up(e)
+        except BaseException as e:
+            traceback.print_exc()
+            self._give_up(LoadFailed(f"{type(e).__name__}: {e}"))
+        self._ready = True
+        self._channel.send(ready)
+
+    def _progress(self, stage: str, fraction: float | None) -> None:
+        self._loads += 1
+        self._channel.send(messages.Progress(stage, fraction))
+
+    def _give_up(self, error: UmlError) -> None:
+        """Say why the load failed, and end."""
+        self._channel.send(messages.Error(error.to_wire()))
+        self._channel.drain()
+        os._exit(1)
+
+    def _part(self, part: messages.Part) -> None:
+        if part.id not in self._parts:
+            return  # cancelled or refused meanwhile
+        request, data = self._parts[part.id]
+        data += part.data
+        if len(data) > _MAX_PARTS:
+            del self._parts[part.id]
+            self._refuse(part.id, TooLarge(f"a request may have {_MAX_PARTS} bytes"))
+        elif part.last:
+            del self._parts[part.id]
+            try:
+                params = msgpack.unpackb(data, raw=False)
+                if not isinstance(params, dict):
+                    raise ValueError("not a map")
+            except Exception as e:
+                self._refuse(part.id, BadRequest(f"the request's parts are garbage: {e}"))
+                return
+            self._begin(request, params)
+
+    def _begin(self, request: messages.Request, params: dict[str, Any]) -> None:
+        try:
+            task = tasks.read(request.task, params)
+            if not self._ready:
+                raise BadRequest("no model is loaded")
+            if not self._backend.can(task):
+                raise TaskNotSupported(f"this model cannot {request.task}")
+        except UmlError as e:
+            self._refuse(request.id, e)
+            return
+        job = Job(request.id, task, self._outbox, request.window, self._ended)
+        self._jobs[job.id] = job
+        try:
+            self._backend.submit(job)
+        except UmlError as e:
+            job.fail(e)
+            self._outbox.flush()
+        except Exception as e:
+            traceback.print_exc()
+            job.fail(BadRequest(f"{type(e).__name__}: {e}"))
+            self._outbox.flush()
+
+    def _ended(self, job: Job) -> None:
+        self._jobs.pop(job.id, None)
+
+    def _cancel(self, request: str) -> None:
+        if self._parts.pop(request, None):
+            self._outbox.end(messages.Done(request, ["cancelled"]))
+            self._outbox.flush()
+        elif job := self._jobs.get(request):
+            job.cancel()
+            self._backend.cancel(job)
+
+    def _refuse(self, request: str, error: UmlError) -> None:
+        self._outbox.end(messages.Error(error.to_wire(), request))
+        self._outbox.flush()
+
+    def _beat(self) -> None:
+        pause = threading.Event()
+        while True:
+            busy, queued, progress = self._backend.stats()
+            memory = self._backend.memory()
+            self._channel.send(messages.Beat(busy, queued, progress + self._loads, memory))
+            pause.wait(_BEAT_S)
+
+    def _log(self, level: str, event: str, **fields: Any) -> None:
+        self._channel.send(messages.Log(level, event, fields))
