@@ -30,6 +30,8 @@ from uml.supervisor.wheels import Progress
 #: What the wire needs in every environment.
 WIRE = ("msgpack>=1.0.8,<2",)
 _STAMP = "uml-env.json"
+#: Exact versions, in pip's own form: `pip install -r` makes the same environment elsewhere.
+_LOCK = "requirements.lock"
 
 _FREEZE = (
     "import importlib.metadata as m, json;"
@@ -222,13 +224,13 @@ class Environments:
         progress("decoding one token" if model else "loading the library", None)
         python = str(installer.venv_python(venv))
         run_canary(python, spec, model)
-        versions = subprocess.run(
-            [python, "-I", "-c", _FREEZE], capture_output=True, check=True, text=True
-        ).stdout
+        versions = _freeze(python)
+        lines = [f"{name}=={version}\n" for name, version in sorted(versions.items())]
+        (venv / _LOCK).write_text("".join(lines), encoding="utf-8")
         return {
             "backend": spec.name,
             "requirements": [*WIRE, *spec.requirements],
-            "versions": json.loads(versions),
+            "versions": versions,
             "cmake_args": list(wheels.machine_args()) if builds else [],
             "canary": "decoded" if model else "imported",
             "size_bytes": _size(venv),
@@ -260,6 +262,17 @@ def _project(requirement: str) -> str:
 
 def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _freeze(python: str) -> dict[str, str]:
+    """Every package of an environment and its version."""
+    command = [python, "-I", "-c", _FREEZE]
+    try:
+        done = subprocess.run(command, capture_output=True, check=True, text=True)
+    except subprocess.CalledProcessError as e:
+        raise InstallError(f"cannot list the packages: {e.stderr[-500:]}") from e
+    versions: dict[str, str] = json.loads(done.stdout)
+    return versions
 
 
 def _size(folder: Path) -> int:

@@ -65,6 +65,8 @@ def test_install_is_proved_by_a_real_worker(tmp_path: Path, offline: list[list[s
     status = environments.install("borrowed", lambda stage, _: stages.append(stage))
     assert status.installed and status.canary == "imported" and status.size_bytes > 0
     assert "msgpack" in status.versions
+    lock = Path(status.path, "requirements.lock").read_text().splitlines()
+    assert f"msgpack=={status.versions['msgpack']}" in lock
     assert offline == [["msgpack>=1.0.8,<2", "nothing==1"]]
     assert environments.python("borrowed") == f"{status.path}/bin/python"
     assert "loading the library" in stages and not leftovers(tmp_path)
