@@ -33,7 +33,7 @@ def base_python() -> str:
 
 def has_venv() -> bool:
     """Whether `python -m venv` would give an environment with pip (Debian splits it off)."""
-    probe = [base_python(), "-c", "import ensurepip, venv"]
+    probe = [base_python(), "-c", "import ensurepip, venv; ensurepip.version()"]
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
