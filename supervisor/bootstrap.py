@@ -128,6 +128,7 @@ def ensure_venv(name: str, wanted: Sequence[str]) -> Path:
         return venv
     with installer.lock(root / f".{name}.lock", lambda: _say("waiting for another set-up")):
         if not (venv / _READY).exists():
+            installer.require_venv()
             _say(f"making {venv} with {len(wanted)} packages, once")
             shutil.rmtree(venv, ignore_errors=True)
             log: list[str] = []

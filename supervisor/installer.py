@@ -37,6 +37,12 @@ def has_venv() -> bool:
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
+def require_venv() -> None:
+    """Raises: InstallError, one line, when no environment can be made here."""
+    if not shutil.which("uv") and not has_venv():
+        raise InstallError(VENV_MISSING)
+
+
 def venv_python(venv: Path) -> Path:
     """The interpreter inside an environment."""
     return venv / "bin" / "python"

@@ -63,6 +63,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
         path.mkdir(parents=True)
 
     monkeypatch.setenv("UML_HOME", str(tmp_path))
+    monkeypatch.setattr(installer, "require_venv", lambda: None)
     monkeypatch.setattr(installer, "create_venv", create)
     monkeypatch.setattr(installer, "install", lambda *_: None)
     return venvs
