@@ -1,0 +1,161 @@
+"""What can be asked of a supervisor: one table of calls for the blocking and the async client.
+
+A method here only describes its call and hands it to `_send`, which answers with the value in
+`Client` and with an awaitable of it in `AsyncClient`; hence the `Any`.
+"""
+
+from __future__ import annotations
+
+import abc
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import quote, urlencode
+
+#: Told (stage, fraction or None) while a model loads.
+OnProgress = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True)
+class Call:
+    """answer: "json" = one value; "stream" = an iterator of them; "done" = progress events are
+    told to `on_progress` and the value of the last event is the answer; "text" = plain text."""
+
+    method: str
+    path: str
+    body: dict[str, Any] | None = None
+    answer: Literal["json", "stream", "done", "text"] = "json"
+    on_progress: OnProgress | None = None
+
+    def content(self) -> bytes | None:
+        return None if self.body is None else json.dumps(self.body).encode()
+
+    def progress(self, data: dict[str, Any]) -> None:
+        if self.on_progress:
+            fraction = data.get("fraction")
+            stage = str(data.get("stage") or data.get("state") or "loading")
+            self.on_progress(stage, fraction if isinstance(fraction, (int, float)) else None)
+
+
+class Api(abc.ABC):
+    """The calls. Every one raises UmlError; Unreachable when nobody answers."""
+
+    def __init__(self) -> None:
+        self.chat = _Chat(self)
+        self.completions = _Completions(self)
+        self.embeddings = _Embeddings(self)
+        self.models = _Models(self)
+
+    @abc.abstractmethod
+    def _send(self, call: Call) -> Any: ...
+
+    def load(
+        self,
+        model: str,
+        *,
+        keep_alive: float | str | None = None,
+        options: dict[str, Any] | None = None,
+        dry_run: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> Any:
+        """Load `model` and answer with its worker's status; dry_run: only what it would take.
+        keep_alive: seconds or "10m", negative for ever."""
+        body = {"model": model, "keep_alive": keep_alive, "options": options}
+        return self._load("/load", body, dry_run, on_progress)
+
+    def swap(
+        self,
+        model: str,
+        *,
+        force: bool = False,
+        keep_alive: float | str | None = None,
+        dry_run: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> Any:
+        """Unload what is not pinned and load `model`. force: cut running answers."""
+        body = {"model": model, "force": force or None, "keep_alive": keep_alive}
+        return self._load("/swap", body, dry_run, on_progress)
+
+    def _load(
+        self, path: str, body: dict[str, Any], dry_run: bool, on_progress: OnProgress | None
+    ) -> Any:
+        if dry_run:
+            return self._send(Call("POST", path, _given(body) | {"dry_run": True}))
+        # Streamed even when nobody listens: a load may take longer than any read timeout.
+        body = _given(body) | {"stream": True}
+        return self._send(Call("POST", path, body, "done", on_progress))
+
+    def unload(self, model: str | None = None, *, all: bool = False, force: bool = False) -> Any:
+        """Unload one model, or all; answers with the receipts."""
+        body = {"model": model, "all": all or None, "force": force or None}
+        return self._send(Call("POST", "/unload", _given(body)))
+
+    def status(self) -> Any:
+        """Devices, workers, queues, residue and the last receipts."""
+        return self._send(Call("GET", "/status"))
+
+    def logs(self, model: str | None = None, lines: int = 100) -> Any:
+        """The last lines of the supervisor's log, or of a model's worker, as one text."""
+        query = urlencode(_given({"model": model, "lines": lines}))
+        return self._send(Call("GET", f"/logs?{query}", answer="text"))
+
+    def health(self) -> Any:
+        return self._send(Call("GET", "/health"))
+
+    def shutdown(self) -> Any:
+        """Ask the supervisor to end; it lets running answers finish first."""
+        return self._send(Call("POST", "/shutdown", {}))
+
+
+class _Group:
+    def __init__(self, api: Api) -> None:
+        self._send = api._send
+
+    def _create(self, path: str, body: dict[str, Any]) -> Any:
+        streams = bool(body.get("stream"))
+        return self._send(Call("POST", path, body, "stream" if streams else "json"))
+
+
+class _Chat:
+    def __init__(self, api: Api) -> None:
+        self.completions = _ChatCompletions(api)
+
+
+class _ChatCompletions(_Group):
+    def create(
+        self, *, model: str, messages: Sequence[Any], stream: bool = False, **params: Any
+    ) -> Any:
+        """params: OpenAI's (max_tokens, temperature, tools ...) and `keep_alive`."""
+        body = {"model": model, "messages": list(messages), "stream": stream} | params
+        return self._create("/v1/chat/completions", body)
+
+
+class _Completions(_Group):
+    def create(
+        self, *, model: str, prompt: str | list[int], stream: bool = False, **params: Any
+    ) -> Any:
+        body = {"model": model, "prompt": prompt, "stream": stream} | params
+        return self._create("/v1/completions", body)
+
+
+class _Embeddings(_Group):
+    def create(self, *, model: str, input: str | Sequence[Any], **params: Any) -> Any:
+        texts = input if isinstance(input, str) else list(input)
+        return self._create("/v1/embeddings", {"model": model, "input": texts} | params)
+
+
+class _Models(_Group):
+    def list(self) -> Any:
+        return self._send(Call("GET", "/v1/models"))
+
+    def retrieve(self, model: str) -> Any:
+        return self._send(Call("GET", f"/v1/models/{quote(model)}"))
+
+    def delete(self, model: str) -> Any:
+        """Delete the model's files; a conflict while it is loaded."""
+        return self._send(Call("DELETE", f"/v1/models/{quote(model)}"))
+
+
+def _given(body: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in body.items() if v is not None}
