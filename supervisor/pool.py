@@ -528,8 +528,17 @@ class Pool:
 
     def measure(self) -> None:
         """Tell the scheduler what the machine says now."""
-        resident = {w.id: self._machine.used_by(w.pids()) for w in self._workers.values()}
+        resident = {w.id: self._resident(w) for w in self._workers.values()}
         self._feed(self.scheduler.on_measured(self._machine.snapshot(), resident, self.now()))
+
+    def _resident(self, worker: Worker) -> Bytes:
+        """What a worker holds. Where a device does not tell by pid (NVML in a container speaks of
+        the host's), the worker's own word counts."""
+        vital = self._vitals.get(worker.id)
+        reported = vital.reported if vital and worker.exit is None else {}
+        devices = self.scheduler.budget.devices
+        own = {d: b for d, b in reported.items() if d in devices and d != "ram"}
+        return own | self._machine.used_by({*worker.pids(), *worker.ever()})
 
     def look_at_residue(self) -> None:
         """Bytes that had not come back may have meanwhile."""

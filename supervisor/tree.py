@@ -112,13 +112,23 @@ def has_token(pid: int, token: str) -> bool:
     return False
 
 
-def strays(token: str) -> list[int]:
-    """Processes of `token` that came home to us after their parent died, and their descendants."""
+def strays(token: str, session: int) -> list[int]:
+    """Processes that came home to us after their parent died, and their descendants: known by
+    `token`, or, when they are dead already and have no environment, by the session they began in.
+    """
     found: list[int] = []
     for child in children(os.getpid()):
-        if has_token(child, token):
+        if child != session and (_session(child) == session or has_token(child, token)):
             found += [child, *descendants(child)]
     return found
+
+
+def _session(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            return int(f.read().rpartition(b")")[2].split()[3])
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def everywhere(token: str) -> list[int]:

@@ -46,7 +46,7 @@ class Vital:
 
     def beat(self, beat: messages.Beat, now: float) -> None:
         """Take in a sign of life; it is progress only if its counter grew or nothing is to do."""
-        if beat.progress != self.progress or not beat.busy:
+        if beat.progress != self.progress or (self.ready_at and not beat.busy):
             self.moved_at = now
         self.progress, self.busy = beat.progress, beat.busy
 

@@ -20,7 +20,7 @@ import socket
 import subprocess
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -89,7 +89,7 @@ class Worker:
         self._sending = memoryview(b"")
         self._launcher = 0
         self._namespaced = False
-        self._seen: set[int] = set()
+        self._seen: dict[int, float] = {}
         self._reaped = asyncio.Event()
         self._fds: list[int] = []
 
@@ -123,7 +123,7 @@ class Worker:
             theirs.close()
             os.close(err_write)
         self._launcher = process.pid
-        self._seen.add(process.pid)
+        self._note([process.pid])
         process.returncode = 0  # Popen must not wait for it: the pidfd below does
         ours.setblocking(False)
         os.set_blocking(err_read, False)
@@ -148,9 +148,24 @@ class Worker:
 
     def pids(self) -> list[int]:
         """The living tree, the launcher included."""
-        found = {self._launcher, *tree.descendants(self._launcher)}
-        self._seen |= found
-        return tree.living(found)
+        self._note([self._launcher, *tree.descendants(self._launcher)])
+        return tree.living(self._members())
+
+    def ever(self) -> frozenset[int]:
+        """All pids that were seen to belong to the tree, dead ones too: a device may still hold
+        memory in their name."""
+        return frozenset(self._seen)
+
+    def _note(self, pids: Iterable[int]) -> None:
+        for pid in pids:
+            started = tree.start_time(pid)
+            if started is not None:
+                self._seen[pid] = started
+
+    def _members(self) -> list[int]:
+        """Those of the tree that exist, zombies included: a zombie's other threads may still be
+        giving back its memory. A pid that was given to somebody else since does not count."""
+        return [pid for pid, started in self._seen.items() if tree.start_time(pid) == started]
 
     # --- speaking --------------------------------------------------------------------------
 
@@ -268,29 +283,28 @@ class Worker:
         started = time.monotonic()
         pause = 0.001
         while True:
-            members = {*self.pids(), *tree.living(self._seen)}
-            if self._reaped.is_set() and not self._namespaced:
-                members |= set(tree.living(tree.strays(self.token)))
-            self._seen |= members
+            tree.reap(self._seen.keys() - {self._launcher})
+            self._note([self._launcher, *tree.descendants(self._launcher)])
+            if self._reaped.is_set():
+                # Its orphans have come home to us.
+                self._note(tree.strays(self.token, self._launcher))
+            members = self._members()
             elapsed = time.monotonic() - started
             if (not members and self._reaped.is_set()) or elapsed > deadline_s:
                 break
-            inner = members - {self._launcher}
+            inner = [pid for pid in members if pid != self._launcher]
             # The launcher ends by itself once its namespace is empty, and then all of it is.
-            patient = self._namespaced and inner and elapsed < 0.5
+            patient = self._namespaced and inner and elapsed < deadline_s / 2
             tree.send_kill(inner if patient else members)
-            tree.reap(self._seen - {self._launcher})
-            with contextlib.suppress(TimeoutError):
-                if not self._reaped.is_set():
+            if self._reaped.is_set():
+                await asyncio.sleep(pause)
+            else:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._reaped.wait(), pause)
-                else:
-                    await asyncio.sleep(pause)
             pause = min(0.02, pause * 1.5)
-        tree.reap(self._seen - {self._launcher})
         self.close()
         ms = (time.monotonic() - started) * 1000
-        stuck = tree.living(self._seen)
-        return KillReport(tuple(sorted(self._seen)), tuple(sorted(stuck)), ms)
+        return KillReport(tuple(sorted(self._seen)), tuple(sorted(members)), ms)
 
     def close(self) -> None:
         """Let go of the pipes; the process must have been killed."""

@@ -1,0 +1,304 @@
+"""Models come, serve, swap and go: real workers, real kills, a fake device."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from uml.protocol.errors import (
+    BadRequest,
+    Cancelled,
+    DoesNotFit,
+    LoadFailed,
+    TaskNotSupported,
+    WorkerDied,
+)
+from uml.protocol.tasks import Rerank
+from uml.supervisor import machine, tree
+
+from tests.supervisor.house import MB, Reader, chat, house, until
+
+
+async def test_request_loads_the_model_and_streams(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        reader = await h.ask(h.model("a"), "who", 3)
+        assert reader.text == "a tok1 tok2 "
+        assert "starting" in reader.states and "loading" in reader.states
+        worker = h.worker("a")
+        assert worker["state"] == "ready" and worker["busy"] == 0 and worker["until"]
+        assert h.registry.load_seconds("a") and h.registry.footprint("a")
+
+
+async def test_many_requests_share_one_load(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        a = h.model("a", options={"slots": 2})
+        readers = await asyncio.gather(*(h.ask(a, f"say=n{i}", 2) for i in range(9)))
+        assert [r.text for r in readers] == [f"n{i} tok1 " for i in range(9)]
+        assert len(h.pool.status()["workers"]) == 1
+
+
+async def test_swap_on_a_device_with_room_for_one(tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    device.mkdir()
+    async with house(tmp_path / "home", fake_device=f"fake0:{100 * MB}:{device}") as h:
+        models = [h.model(n, weights_bytes=70 * MB, device="fake0") for n in ("a", "b")]
+        for round_ in range(4):
+            model = models[round_ % 2]
+            assert (await h.ask(model)).text.startswith(model.id)
+            used = sum(f.stat().st_size for f in device.iterdir())
+            assert used == 70 * MB, "never both, always one"
+        receipts = h.pool.status()["receipts"]
+        assert len(receipts) == 3 and all(r["verified"] == "yes" for r in receipts)
+        assert all(r["freed"]["fake0"] == 70 * MB for r in receipts)
+
+
+async def test_swap_waits_for_bytes_that_come_back_late(tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    device.mkdir()
+    async with house(tmp_path / "home", fake_device=f"fake0:{100 * MB}:{device}") as h:
+        a = h.model("a", weights_bytes=70 * MB, device="fake0", options={"late_release": 0.4})
+        b = h.model("b", weights_bytes=70 * MB, device="fake0")
+        await h.ask(a)
+        await h.ask(b)
+        (receipt,) = h.pool.status()["receipts"]
+        assert receipt["verified"] == "yes" and receipt["ms"] >= 400
+
+
+async def test_bytes_that_never_come_back_are_named_and_not_promised(tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    device.mkdir()
+    async with house(tmp_path / "home", fake_device=f"fake0:{100 * MB}:{device}") as h:
+        a = h.model("a", weights_bytes=70 * MB, device="fake0", options={"never_release": True})
+        b = h.model("b", weights_bytes=70 * MB, device="fake0")
+        await h.ask(a)
+        with pytest.raises(Exception, match="can be promised"):
+            await h.ask(b)
+        (residue,) = h.pool.status()["residue"]
+        assert residue["device"] == "fake0" and residue["bytes"] == 70 * MB and residue["pids"]
+        for segment in device.iterdir():  # the driver comes to its senses
+            segment.unlink()
+        await until(lambda: not h.pool.status()["residue"])
+        assert (await h.ask(b)).text.startswith("b")
+
+
+async def test_running_answers_are_not_cut_by_a_swap(tmp_path: Path) -> None:
+    async with house(tmp_path, max_loaded=1, max_wait="0s") as h:
+        a, b = h.model("a"), h.model("b")
+        long = asyncio.create_task(h.ask(a, "slow=0.05", 20))
+        await until(lambda: any(w["busy"] for w in h.pool.status()["workers"]))
+        other = await h.ask(b)
+        assert other.text.startswith("b")
+        assert (await long).text.split()[-1] == "tok19"
+
+
+async def test_forced_swap_cuts_with_a_clear_error(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        a, b = h.model("a"), h.model("b")
+        long = asyncio.create_task(h.ask(a, "slow=0.1", 200))
+        await until(lambda: any(w["busy"] for w in h.pool.status()["workers"]))
+        result = await h.pool.swap(b, force=True)
+        assert result["receipts"][0]["model"] == "a"
+        with pytest.raises(Cancelled, match="makes way for b"):
+            await long
+
+
+async def test_worker_killed_before_any_content_is_run_again(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        a = h.model("a", options={"token_delay": 0.0})
+        await h.ask(a)
+        waiting = asyncio.create_task(h.ask(a, "hang"))
+        await until(lambda: h.worker("a")["busy"])
+        first = h.worker("a")["pid"]
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: h.worker("a")["busy"] and h.worker("a")["pid"] != first)
+        os.kill(h.worker("a")["pid"], signal.SIGKILL)
+        with pytest.raises(WorkerDied, match="SIGKILL"):
+            await waiting  # two deaths: it is not given a third worker
+        assert (await h.ask(a)).text.startswith("a")
+
+
+async def test_worker_killed_in_mid_stream_ends_the_stream_with_an_error(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        a, reader = h.model("a"), Reader()
+        with pytest.raises(WorkerDied):
+            await h.pool.run(a, chat("die_after_n=3", 10), reader)
+        assert reader.text == "tok0 tok1 tok2 "
+        assert (await h.ask(a)).text.startswith("a")
+
+
+async def test_worker_that_holds_the_interpreter_is_killed_when_its_beat_is_overdue(
+    tmp_path: Path,
+) -> None:
+    async with house(tmp_path, beat_overdue="2s") as h:
+        a = h.model("a")
+        await h.ask(a)
+        with pytest.raises(WorkerDied, match="no sign of life"):
+            await h.ask(a, "hold_gil")
+
+
+async def test_client_that_leaves_frees_its_slot(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        a = h.model("a", options={"slots": 1})
+        task = asyncio.create_task(h.ask(a, "slow=0.05", 10_000))
+        await until(lambda: any(w["busy"] for w in h.pool.status()["workers"]))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: h.worker("a")["busy"] == 0, 2)
+        assert (await h.ask(a)).text.startswith("a")
+
+
+async def test_client_that_leaves_a_load_ends_it(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        a = h.model("a", options={"slow_load": 60})
+        task = asyncio.create_task(h.ask(a))
+        await until(lambda: any(w["state"] == "loading" for w in h.pool.status()["workers"]))
+        task.cancel()
+        await until(lambda: not h.pool.status()["workers"])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"fail_load": "no such tensor"}, "no such tensor"),
+        ({"crash_on_load": True}, "about to crash"),
+        ({"overshoot": 200 * MB}, "were granted"),
+    ],
+)
+async def test_failed_load_says_why(tmp_path: Path, options: dict[str, Any], says: str) -> None:
+    async with house(tmp_path) as h:
+        with pytest.raises(LoadFailed, match=says):
+            await h.ask(h.model("a", options=options))
+        await until(lambda: not h.pool.status()["workers"])
+
+
+async def test_stalled_load_is_ended(tmp_path: Path) -> None:
+    async with house(tmp_path, load_stall="1s") as h:
+        with pytest.raises(LoadFailed, match="got nowhere for 1 s"):
+            await h.ask(h.model("a", options={"stall_load": 60}))
+
+
+async def test_slow_load_that_moves_is_let_be(tmp_path: Path) -> None:
+    async with house(tmp_path, load_stall="1s") as h:
+        assert (await h.ask(h.model("a", options={"slow_load": 2.5}))).text.startswith("a")
+
+
+@pytest.mark.parametrize("how", ["group", "setsid"])
+async def test_unload_leaves_no_process_whatever_the_worker_started(
+    tmp_path: Path, how: str
+) -> None:
+    async with house(tmp_path) as h:
+        await h.ask(h.model("a", options={"spawn_child": how}), "spawn_child")
+        (worker,) = h.pool.workers.values()
+        members = worker.pids()
+        assert len(members) >= 3
+        (receipt,) = await h.pool.unload("a")
+        assert receipt["verified"] == "yes" and set(members) <= set(receipt["pids"])
+        assert tree.living(members) == [] and not h.pool.status()["workers"]
+        assert not list((tmp_path / "ledger").iterdir())
+
+
+async def test_slow_reader_pauses_only_its_own_request(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        a, slow = h.model("a"), Reader()
+        slow.slow = True
+        task = asyncio.create_task(h.pool.run(a, chat("flood=4000"), slow))
+        await until(lambda: len(slow.chunks) >= 200)
+        quick = await h.ask(a, "say=hi", 50)
+        assert quick.text.startswith("hi")
+        assert len(slow.chunks) <= 300, "no more than its window of 256 KB"
+        slow.slow = False
+        await task
+        assert len(slow.chunks) == 4000
+
+
+async def test_request_of_many_megabytes_arrives(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        reader = await h.ask(h.model("a"), "say=done " + "x" * 3_000_000, 2)
+        assert reader.text.startswith("done")
+
+
+async def test_printing_to_stdout_does_not_corrupt_the_wire(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        a = h.model("a", options={"print_to_stdout": True})
+        assert (await h.ask(a, "print_to_stdout say=fine")).text.startswith("fine")
+        assert "stray output" in "".join(h.pool.tail("a"))
+
+
+async def test_task_the_model_cannot_do_is_refused_before_any_load(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        with pytest.raises(TaskNotSupported, match="it can: chat, complete, embed"):
+            await h.pool.run(h.model("a"), Rerank(), Reader())
+        assert h.pool.status()["workers"] == []
+
+
+async def test_model_too_large_for_the_device_is_422(tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    device.mkdir()
+    async with house(tmp_path / "home", fake_device=f"fake0:{100 * MB}:{device}") as h:
+        with pytest.raises(DoesNotFit, match="needs 210 MB of fake0, which can give 105 MB"):
+            await h.ask(h.model("big", weights_bytes=200 * MB, device="fake0"))
+
+
+async def test_error_of_one_request_leaves_the_worker_alone(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        a = h.model("a")
+        await h.ask(a)
+        pid = h.worker("a")["pid"]
+        with pytest.raises(BadRequest, match="on command"):
+            await h.ask(a, "fail")
+        assert (await h.ask(a)).text and h.worker("a")["pid"] == pid
+
+
+async def test_idle_model_goes_after_its_keep_alive(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        await h.ask(h.model("a"), keep_alive_s=0.3)
+        assert h.worker("a")["state"] == "ready"
+        await until(lambda: not h.pool.status()["workers"], 5)
+        assert "idle" in h.pool.status()["receipts"][0]["reason"]
+
+
+async def test_larger_context_reloads(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        a = h.model("a", n_ctx=2048)
+        await h.ask(a)
+        await h.ask(a, options={"n_ctx": 1024})
+        assert h.worker("a")["context"] == 2048
+        await h.ask(a, options={"n_ctx": 8192})
+        assert h.worker("a")["context"] == 8192
+
+
+async def test_close_leaves_no_process(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        await asyncio.gather(h.ask(h.model("a")), h.ask(h.model("b")))
+        pids = [p for w in h.pool.workers.values() for p in w.pids()]
+        assert len(pids) >= 2
+    assert not any(machine.alive(p) for p in pids)
+
+
+async def test_close_waits_for_running_answers_until_its_deadline(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        a = h.model("a")
+        short = asyncio.create_task(h.ask(a, "slow=0.05", 10))
+        endless = asyncio.create_task(h.ask(a, "slow=0.05", 10_000))
+        await until(lambda: any(w["busy"] == 2 for w in h.pool.status()["workers"]))
+        await h.pool.close(1.5)
+        assert (await short).text.split()[-1] == "tok9"
+        with pytest.raises(Cancelled):
+            await endless
+
+
+async def test_plan_explains_without_doing(tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    device.mkdir()
+    async with house(tmp_path / "home", fake_device=f"fake0:{100 * MB}:{device}") as h:
+        a, b = (h.model(n, weights_bytes=70 * MB, device="fake0") for n in ("a", "b"))
+        await h.ask(a)
+        plan = h.pool.plan(b)
+        assert plan["fits"] and [v["model"] for v in plan["victims"]] == ["a"]
+        assert plan["need_bytes"]["fake0"] == 70 * MB
+        assert h.worker("a")["state"] == "ready"
