@@ -1,0 +1,235 @@
+"""`ls`, `show`, `rm`: the models on this machine, with or without a supervisor."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from uml.supervisor.cli import output, remote, words
+from uml.supervisor.cli.output import Cell
+from uml.supervisor.cli.parsing import Commands, json_option, remote_options
+
+if TYPE_CHECKING:
+    from uml.supervisor.registry import Model
+
+
+def register(commands: Commands) -> None:
+    ls = commands.add("ls", list_models, "models on this machine", "uml ls")
+    one = commands.add(
+        "show", show, "all that is known of a model", "uml show smollm2-135m-instruct"
+    )
+    one.add_argument("model", metavar="MODEL")
+    gone = commands.add("rm", remove, "delete a model's files", "uml rm smollm2-135m-instruct")
+    gone.add_argument("model", metavar="MODEL")
+    for parser in (ls, one, gone):
+        json_option(parser)
+        remote_options(parser)
+
+
+def list_models(args: argparse.Namespace) -> int:
+    models = _models(args)
+    if args.json:
+        output.print_json(models)
+    elif not models:
+        output.note("no models yet: `uml pull starter/chat` fetches a small one")
+    else:
+        titles = ("NAME", "TYPE", "FORMAT", "QUANT", "SIZE", "BACKEND", "SOURCE")
+        output.table(titles, [_row(m) for m in models], right=("SIZE",))
+    return 0
+
+
+def _row(model: Mapping[str, Any]) -> list[Cell | str]:
+    size, error = words.size(model.get("size_bytes")), model.get("error")
+    if error:
+        texts = [model["id"], "broken", model.get("format"), "-", size, "-"]
+        return [*(Cell(str(t or "-"), "dim") for t in texts), Cell(str(error), "red")]
+    loaded = model.get("state") not in (None, "", "stopped", "unloaded")
+    return [
+        Cell(str(model["id"]), "bold" if loaded else ""),
+        *(str(model.get(k) or "-") for k in ("type", "format", "quantization")),
+        size,
+        *(str(model.get(k) or "-") for k in ("backend", "source")),
+    ]
+
+
+def _models(args: argparse.Namespace) -> list[dict[str, Any]]:
+    client = remote.running(args)
+    if client:
+        return list(client.models.list().data or [])
+    with remote.registry(remote.load()) as registry:
+        return [summary(model) for model in registry.models()]
+
+
+def summary(model: Model) -> dict[str, Any]:
+    """A model as GET /v1/models lists it, from the disk alone."""
+    facts = model.facts
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "uml",
+        "type": facts.type if facts else None,
+        "format": model.file.format,
+        "quantization": facts.quantization if facts else None,
+        "size_bytes": model.file.size_bytes,
+        "context_length": facts.context_length if facts else None,
+        "tasks": list(facts.tasks) if facts else [],
+        "state": None,
+        "backend": model.backend,
+        "aliases": list(model.aliases),
+        "error": model.error,
+        "source": model.source,
+    }
+
+
+def show(args: argparse.Namespace) -> int:
+    client = remote.running(args)
+    found = dict(client.models.retrieve(args.model)) if client else _describe(args.model)
+    if args.json:
+        output.print_json(found)
+        return 0
+    output.facts(_lines(found))
+    return 0
+
+
+def _describe(name: str) -> dict[str, Any]:
+    """What is known of a model when nobody runs it."""
+    from uml.plugins.loader import load_specs
+    from uml.protocol.errors import InvalidModel
+    from uml.supervisor.estimate import estimate, resolve_options
+
+    config = remote.load()
+    with remote.registry(config) as registry:
+        try:
+            model = registry.find(name)
+        except InvalidModel:  # broken: show the reason with the rest
+            model = next(m for m in registry.models() if name.casefold() in _names(m))
+        found = summary(model) | {
+            "paths": list(model.file.paths),
+            "load_s": registry.load_seconds(model.id),
+            "footprint": registry.footprint(model.id),
+        }
+        spec = load_specs(config.home).get(model.backend or "")
+    if model.facts and spec:
+        options = resolve_options(model.facts, model.options)
+        guess = estimate(model.facts, options, spec.process_bytes)
+        found["options"] = options
+        found["estimate"] = {
+            "weights_bytes": guess.weights_bytes,
+            "kv_bytes": guess.kv_bytes,
+            "compute_bytes": guess.compute_bytes,
+            "process_bytes": guess.process_bytes,
+            "total_bytes": guess.total_bytes,
+        }
+    if model.facts:
+        found["facts"] = {
+            "name": model.facts.name,
+            "arch": model.facts.arch,
+            "parameters": model.facts.parameters,
+            "embedding_length": model.facts.embedding_length,
+            "block_count": model.facts.block_count,
+            "vocab_size": model.facts.vocab_size,
+            "chat_template": bool(model.facts.chat_template),
+            "license": model.facts.license,
+        }
+    return found
+
+
+def _names(model: Model) -> set[str]:
+    import os
+
+    known = {model.id, *model.aliases, os.path.basename(model.file.path)}
+    return {name.casefold() for name in known}
+
+
+def _lines(found: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:
+    """The description for people: only what is known."""
+    facts = found.get("facts") or {}
+    lines: list[tuple[str, Cell | str]] = [("name", Cell(str(found.get("id")), "bold"))]
+    if found.get("error"):
+        lines.append(("broken", Cell(str(found["error"]), "red")))
+
+    def add(name: str, value: Any) -> None:
+        if value not in (None, "", [], {}, 0):
+            lines.append((name, str(value)))
+
+    add("title", facts.get("name"))
+    add("aliases", ", ".join(found.get("aliases") or []))
+    add("type", found.get("type"))
+    add("can", ", ".join(found.get("tasks") or facts.get("tasks") or []))
+    if "chat_template" in facts:
+        add("chat template", "yes" if facts["chat_template"] else "none, completion only")
+    add("architecture", facts.get("arch"))
+    if facts.get("parameters"):
+        add("parameters", _count(facts["parameters"]))
+    add("quantisation", found.get("quantization"))
+    add("trained context", found.get("context_length"))
+    add("layers", facts.get("block_count"))
+    add("embedding", facts.get("embedding_length"))
+    add("vocabulary", facts.get("vocab_size"))
+    add("licence", facts.get("license"))
+    add("format", found.get("format"))
+    add("size", words.size(found.get("size_bytes")))
+    add("backend", found.get("backend"))
+    add("source", found.get("source"))
+    paths = found.get("paths") or ([found["path"]] if found.get("path") else [])
+    add("files" if len(paths) > 1 else "file", "\n".join(paths))
+    if found.get("created"):
+        add("changed", time.strftime("%Y-%m-%d %H:%M", time.localtime(found["created"])))
+    add("options", ", ".join(f"{k}={v}" for k, v in (found.get("options") or {}).items()))
+    add("state", found.get("state"))
+    add("last load", words.seconds(found["load_s"]) if found.get("load_s") else None)
+    return lines + _memory(found)
+
+
+def _memory(found: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:
+    """The estimate beside what was measured, and how far off it was."""
+    guess, measured = found.get("estimate") or {}, found.get("footprint") or {}
+    lines: list[tuple[str, Cell | str]] = []
+    total = guess.get("total_bytes")
+    if total:
+        parts = ", ".join(
+            f"{words.size(guess[key])} {name}"
+            for key, name in (
+                ("weights_bytes", "weights"),
+                ("kv_bytes", "context"),
+                ("compute_bytes", "compute"),
+                ("process_bytes", "process"),
+            )
+            if guess.get(key)
+        )
+        lines.append(("estimate", f"{words.size(total)}: {parts}"))
+    if measured:
+        text = words.on_devices(measured)
+        held = sum(measured.values())
+        if total and held:
+            text += f"; the estimate is {abs(total - held) / held:.0%} "
+            text += "above" if total > held else "below"
+        lines.append(("measured", text))
+    elif total:
+        lines.append(("measured", Cell("not loaded yet", "dim")))
+    return lines
+
+
+def _count(parameters: int) -> str:
+    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if parameters >= unit:
+            return f"{parameters / unit:.1f} {name}"
+    return str(parameters)
+
+
+def remove(args: argparse.Namespace) -> int:
+    client = remote.running(args)
+    if client:
+        client.models.delete(args.model)
+        paths: list[str] = []
+    else:
+        with remote.registry(remote.load()) as registry:
+            paths = registry.remove(args.model)
+    if args.json:
+        output.print_json({"id": args.model, "deleted": True, "paths": paths})
+    else:
+        output.say(f"removed {args.model}")
+    return 0

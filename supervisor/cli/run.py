@@ -1,0 +1,160 @@
+"""`run M [PROMPT]`: ask a model, by what it is; a server is started when none is up."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from uml.supervisor.cli import output, remote
+from uml.supervisor.cli.failures import Failure, Misuse
+from uml.supervisor.cli.parsing import (
+    Commands,
+    duration,
+    json_option,
+    number,
+    remote_options,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from uml.supervisor.client import Client
+
+_EXAMPLES = """\
+uml run smollm2-135m-instruct "Why is the sky blue?"
+uml run smollm2-135m-instruct
+cat notes.txt | uml run smollm2-135m-instruct "Summarise this:" --max-tokens 100"""
+#: Numbers of a vector that are printed.
+_SHOWN = 8
+
+
+def register(commands: Commands) -> None:
+    parser = commands.add("run", ask, "ask a model; without a prompt, a conversation", _EXAMPLES)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="*")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt")
+    parser.add_argument("--max-tokens", metavar="N", type=whole(1, 1 << 24))
+    parser.add_argument("--temperature", metavar="T", type=number(0, 2))
+    parser.add_argument("--seed", metavar="N", type=whole(0, (1 << 31) - 1))
+    parser.add_argument("--keep-alive", metavar="TIME", type=duration, help='"10m", -1 = for ever')
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="tokens/s and time to the first token"
+    )
+    json_option(parser)
+    remote_options(parser)
+
+
+def ask(args: argparse.Namespace) -> int:
+    from uml.supervisor.cli import chat
+
+    prompt = _prompt(args)
+    client = _server(args)
+    model = _find(client, args.model)
+    args.model = str(model.get("id") or args.model)
+    can = model.get("tasks") or _guess(str(model.get("type") or ""))
+    _load(client, args)
+    if "chat" in can or "complete" in can:
+        if prompt is None:
+            chat.converse(client, args, chats="chat" in can)
+        else:
+            chat.once(client, args, prompt, chats="chat" in can)
+        return 0
+    if "embed" in can:
+        return _embed(client, args, prompt)
+    raise Failure(f"{args.model} is a {model.get('type')} model, which `run` has no use for")
+
+
+def _guess(kind: str) -> tuple[str, ...]:
+    """What a model of this type can do, when the server does not say."""
+    return ("embed",) if kind == "embedding" else ("chat",)
+
+
+def _prompt(args: argparse.Namespace) -> str | None:
+    """The words, and what is piped in; None for a conversation. Raises: Misuse."""
+    words = " ".join(args.prompt).strip()
+    piped = sys.stdin.read().strip() if _is_piped() else ""
+    prompt = "\n\n".join(part for part in (words, piped) if part)
+    if not prompt and not (sys.stdin and sys.stdin.isatty()):
+        raise Misuse("there is no prompt", "give one, or pipe one in, or use a terminal")
+    if not prompt and args.json:
+        raise Misuse("--json wants a prompt")
+    return prompt or None
+
+
+def _is_piped() -> bool:
+    """Whether stdin is a pipe or a file: a socket or a device may never end."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):  # closed, or none at all
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _server(args: argparse.Namespace) -> Client:
+    """The running supervisor, or one that is started now."""
+    from uml.supervisor.cli import background
+
+    client = remote.running(args)
+    if client:
+        return client
+    output.note("starting a server in the background")
+    started = background.start(remote.load().home, [])
+    args.url = started.url
+    return remote.connect(args)
+
+
+def _find(client: Client, name: str) -> Mapping[str, Any]:
+    """What the server knows of a model. Raises: Failure that says how to get a missing one."""
+    from uml.protocol.errors import ModelNotFound
+
+    try:
+        found: Mapping[str, Any] = client.models.retrieve(name)
+    except ModelNotFound as e:
+        if name.startswith(("starter/", "hf:", "pypi:", "http://", "https://")):
+            raise Failure(f"{name} is a source, not a model here", f"`uml pull {name}`") from e
+        if starter := _starter(name):
+            raise Failure(f"{name} is not here yet", f"`uml pull {starter}` fetches it") from e
+        raise
+    if found.get("error"):
+        raise Failure(f"{found.get('id')} cannot be used: {found['error']}")
+    return found
+
+
+#: What people call the starters -> their source.
+_STARTERS = {"smollm2": "starter/chat", "all-minilm": "starter/embed"}
+
+
+def _starter(name: str) -> str | None:
+    word = name.casefold()
+    if word in ("chat", "embed"):
+        return f"starter/{word}"
+    return next((source for start, source in _STARTERS.items() if word.startswith(start)), None)
+
+
+def _load(client: Client, args: argparse.Namespace) -> None:
+    """Load first: it shows how far it is, and an error comes before anything is typed."""
+    from uml.supervisor.cli.bars import Steps
+
+    workers = client.status().workers or []
+    loaded = any(w.model == args.model and w.state == "ready" for w in workers)
+    if not loaded:
+        with Steps(f"loading {args.model}:") as progress:
+            client.load(args.model, keep_alive=args.keep_alive, on_progress=progress)
+
+
+def _embed(client: Client, args: argparse.Namespace, prompt: str | None) -> int:
+    if prompt is None:
+        raise Misuse(f"{args.model} makes vectors of text: give it some")
+    answer = client.embeddings.create(model=args.model, input=prompt)
+    if args.json:
+        output.print_json(answer)
+        return 0
+    vector = answer.data[0].embedding
+    first = ", ".join(f"{v:+.4f}" for v in vector[:_SHOWN])
+    output.say(f"{len(vector)} dimensions: {first}" + (", ..." if len(vector) > _SHOWN else ""))
+    if args.verbose and answer.usage:
+        output.note(f"{answer.usage.prompt_tokens} tokens")
+    return 0
