@@ -1,0 +1,1 @@
+"""The gateway: HTTP bodies to tasks, output to OpenAI's shapes, and who may ask."""

@@ -1,0 +1,52 @@
+"""What every handler needs, in one place: the services, and where they are found in a request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from uml.protocol.errors import ShuttingDown
+from uml.supervisor.api.gate import Gate
+from uml.supervisor.api.sse import Flusher
+
+if TYPE_CHECKING:
+    from uml.supervisor.config import Config
+    from uml.supervisor.events import Events
+    from uml.supervisor.pool import Pool
+    from uml.supervisor.registry import Registry
+
+
+@dataclass
+class Gateway:
+    """stop: set to begin the end (force: without waiting for running answers). ready: preloading
+    is done. log: the supervisor's own last lines. url: where we listen."""
+
+    config: Config
+    registry: Registry
+    pool: Pool
+    events: Events
+    gate: Gate
+    url: str = ""
+    log: deque[str] = field(default_factory=deque)
+    ready: bool = False
+    stopping: bool = False
+    force: bool = False
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+    started_at: float = field(default_factory=time.monotonic)
+    flusher: Flusher = field(default_factory=Flusher)
+
+    def refuse_when_stopping(self) -> None:
+        """Raises: ShuttingDown for new work while we end."""
+        if self.stopping:
+            raise ShuttingDown("the server is shutting down", retry_after_s=5.0)
+
+
+GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)
+#: Where a request keeps its own id.
+REQUEST_ID = "uml.request_id"

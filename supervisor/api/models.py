@@ -1,0 +1,87 @@
+"""GET /v1/models, GET and DELETE /v1/models/{id}."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from uml.protocol.errors import Conflict
+from uml.supervisor.api.answers import dump
+from uml.supervisor.api.gateway import GATEWAY, Gateway
+
+if TYPE_CHECKING:
+    from uml.supervisor.registry import Model
+
+
+def states(gateway: Gateway) -> dict[str, str]:
+    """Model id -> state of its worker, of those that have one."""
+    workers = gateway.pool.status()["workers"]
+    return {w["model"]: w["state"] for w in workers if w["model"]}
+
+
+def describe(model: Model, loaded: Mapping[str, str]) -> dict[str, Any]:
+    """OpenAI's model object, and what else is known. context_length: what it was trained for."""
+    facts = model.facts
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "uml",
+        "type": facts.type if facts else None,
+        "tasks": list(facts.tasks) if facts else [],
+        "format": model.file.format,
+        "quantization": facts.quantization if facts else None,
+        "parameters": facts.parameters if facts else None,
+        "size_bytes": model.file.size_bytes,
+        "context_length": facts.context_length if facts else None,
+        "state": "broken" if model.error else loaded.get(model.id, "unloaded"),
+        "backend": model.backend,
+        "aliases": list(model.aliases),
+        "path": model.file.path,
+        "source": model.source,
+        "error": model.error,
+    }
+
+
+async def list_models(request: web.Request) -> web.Response:
+    gateway = request.app[GATEWAY]
+    loaded = states(gateway)
+    data = [describe(model, loaded) for model in gateway.registry.models()]
+    return web.json_response({"object": "list", "data": data}, dumps=dump)
+
+
+async def show_model(request: web.Request) -> web.Response:
+    """A broken model is shown with its reason, as in the list."""
+    gateway = request.app[GATEWAY]
+    name = request.match_info["id"]
+    model = _by_id(gateway, name) or gateway.registry.find(name)
+    return web.json_response(describe(model, states(gateway)), dumps=dump)
+
+
+async def delete_model(request: web.Request) -> web.Response:
+    """Deletes the files. Raises: Conflict while it is loaded, or when they are not ours."""
+    gateway = request.app[GATEWAY]
+    name = request.match_info["id"]
+    model = _by_id(gateway, name) or gateway.registry.find(name)
+    state = states(gateway).get(model.id)
+    if state is not None:
+        raise Conflict(f"{model.id} is loaded ({state}): unload it first", param="model")
+    removed = gateway.registry.remove(model.id)
+    gateway.events.emit("model.removed", model=model.id, files=len(removed))
+    answer = {
+        "id": model.id,
+        "object": "model",
+        "deleted": True,
+        "files": [os.fspath(path) for path in removed],
+        "size_bytes": model.file.size_bytes,
+    }
+    return web.json_response(answer, dumps=dump)
+
+
+def _by_id(gateway: Gateway, name: str) -> Model | None:
+    """Also a broken model, which `Registry.find` refuses."""
+    wanted = name.casefold()
+    return next((m for m in gateway.registry.models() if m.id.casefold() == wanted), None)

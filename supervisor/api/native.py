@@ -1,0 +1,233 @@
+"""What is ours: load, unload, swap, status, logs, events, health, shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from uml.protocol import __version__
+from uml.protocol.errors import BadRequest, Forbidden
+from uml.supervisor.api.answers import dump
+from uml.supervisor.api.body import read_object
+from uml.supervisor.api.errors import shield
+from uml.supervisor.api.fields import Fields
+from uml.supervisor.api.gateway import GATEWAY, Gateway
+from uml.supervisor.api.models import states
+from uml.supervisor.api.sse import Outlet, stream
+from uml.supervisor.api.waiting import Wait
+from uml.supervisor.api.wishes import Wishes, read_wishes
+from uml.supervisor.config import is_loopback
+
+Progress = Callable[[str, float | None], None]
+
+#: How many lines of a log are given when nothing is said, and at most.
+_LINES, _MOST_LINES = 100, 10_000
+#: A comment this often keeps a quiet event stream from being cut by proxies.
+_EVENTS_COMMENT_S = 15.0
+
+
+# --- looking -------------------------------------------------------------------------------
+
+
+def _health(gateway: Gateway) -> dict[str, Any]:
+    return {
+        "service": "uml",
+        "status": "stopping" if gateway.stopping else "ok",
+        "version": __version__,
+        "pid": os.getpid(),
+    }
+
+
+async def health(request: web.Request) -> web.Response:
+    """Alive. Answered without a key, also by a server that is about to end."""
+    return web.json_response(_health(request.app[GATEWAY]))
+
+
+async def ready(request: web.Request) -> web.Response:
+    """200 when requests are accepted and preloading is over, else 503."""
+    gateway = request.app[GATEWAY]
+    ok = gateway.ready and not gateway.stopping
+    word = "ready" if ok else "stopping" if gateway.stopping else "loading"
+    answer = _health(gateway) | {"status": word}
+    return web.json_response(answer, status=200 if ok else 503)
+
+
+async def status(request: web.Request) -> web.Response:
+    gateway = request.app[GATEWAY]
+    own = {
+        "version": __version__,
+        "pid": os.getpid(),
+        "url": gateway.url,
+        "uptime_s": round(time.monotonic() - gateway.started_at, 3),
+        "state": "stopping" if gateway.stopping else "running",
+        "home": str(gateway.config.home),
+    }
+    return web.json_response(own | gateway.pool.status(), dumps=dump)
+
+
+async def logs(request: web.Request) -> web.Response:
+    """Plain text: the last lines of our own log, or of what a model's worker wrote."""
+    gateway, query = request.app[GATEWAY], request.query
+    try:
+        lines = int(query.get("lines", _LINES))
+    except ValueError:
+        raise BadRequest("'lines' must be a whole number", param="lines") from None
+    lines = max(1, min(lines, _MOST_LINES))
+    name = query.get("model")
+    if name:
+        found = gateway.pool.tail(_loaded_or_known(gateway, name), lines)
+    else:
+        found = list(gateway.log)[-lines:]
+    return web.Response(text="".join(f"{line}\n" for line in found), content_type="text/plain")
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    """What happens, as it happens, until the client leaves or we end."""
+    gateway = request.app[GATEWAY]
+    outlet = Outlet(request, gateway.flusher)
+    with gateway.events.subscribe() as queue:
+        response = await outlet.open({})
+        outlet.comment("events from now on")
+        closed = asyncio.create_task(gateway.closed.wait())
+        try:
+            while not closed.done() and outlet.alive:
+                get = asyncio.create_task(queue.get())
+                await asyncio.wait(
+                    (get, closed),
+                    timeout=_EVENTS_COMMENT_S,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if get.done():
+                    event = get.result()
+                    outlet.send(f"event: {event['event']}\ndata: {_plain(event)}\n\n")
+                    await asyncio.sleep(0)
+                else:
+                    get.cancel()
+                    outlet.comment("still here")
+        finally:
+            closed.cancel()
+    await outlet.close(cut=True)
+    return response
+
+
+def _plain(event: dict[str, Any]) -> str:
+    """Fields may be anything that can be logged."""
+    try:
+        return dump(event)
+    except (TypeError, ValueError):
+        return dump({key: str(value) for key, value in event.items()})
+
+
+# --- changing ------------------------------------------------------------------------------
+
+
+async def load(request: web.Request) -> web.StreamResponse:
+    """Body: model, keep_alive?, options?, dry_run?, stream?."""
+    gateway, body, wishes = await _read(request)
+    if Fields(body).flag("dry_run"):
+        return _json(gateway.pool.plan(wishes.model, options=wishes.options))
+
+    async def work(progress: Progress) -> dict[str, Any]:
+        return await gateway.pool.load(
+            wishes.model,
+            keep_alive_s=wishes.keep_alive_s,
+            options=wishes.options,
+            progress=progress,
+        )
+
+    return await _answer(request, body, work)
+
+
+async def swap(request: web.Request) -> web.StreamResponse:
+    """Body: model, force?, keep_alive?, options?, dry_run?, stream?."""
+    gateway, body, wishes = await _read(request)
+    force = Fields(body).flag("force") or False
+    if Fields(body).flag("dry_run"):
+        return _json(gateway.pool.plan(wishes.model, swap=True, options=wishes.options))
+
+    async def work(progress: Progress) -> dict[str, Any]:
+        return await gateway.pool.swap(
+            wishes.model,
+            force=force,
+            keep_alive_s=wishes.keep_alive_s,
+            options=wishes.options,
+            progress=progress,
+        )
+
+    return await _answer(request, body, work)
+
+
+async def unload(request: web.Request) -> web.StreamResponse:
+    """Body: model or all, force?. A model that is not loaded gives no receipt and no error."""
+    gateway, body = request.app[GATEWAY], await read_object(request, optional=True)
+    fields = Fields(body)
+    everything, name = fields.flag("all") or False, fields.text("model")
+    force = fields.flag("force") or False
+    if bool(name) == everything:
+        raise BadRequest("give 'model', or 'all': true", param="model")
+    model = None if everything or name is None else _loaded_or_known(gateway, name)
+    return _json({"receipts": await gateway.pool.unload(model, force=force)})
+
+
+async def shutdown(request: web.Request) -> web.Response:
+    """Begin the end: running answers finish first, unless `force`. Only from this machine."""
+    gateway, body = request.app[GATEWAY], await read_object(request, optional=True)
+    peer = request.remote or ""
+    if peer and not is_loopback(peer.partition("%")[0].removeprefix("::ffff:")):
+        raise Forbidden("only this machine may end the server")
+    if "Origin" in request.headers:
+        raise Forbidden("no web page may end the server")
+    gateway.force = Fields(body).flag("force") or gateway.force
+    gateway.stop.set()
+    return web.json_response(_health(gateway) | {"status": "stopping"}, status=202)
+
+
+async def _read(request: web.Request) -> tuple[Gateway, dict[str, Any], Wishes]:
+    gateway, body = request.app[GATEWAY], await read_object(request)
+    gateway.refuse_when_stopping()
+    return gateway, body, read_wishes(body, request.headers, gateway.registry)
+
+
+def _loaded_or_known(gateway: Gateway, name: str) -> str:
+    """The id of a model; one that runs is known by its id though its file may be gone."""
+    loaded = states(gateway)
+    return name if name in loaded else gateway.registry.find(name).id
+
+
+def _json(answer: object) -> web.Response:
+    return web.json_response(answer, dumps=dump)
+
+
+async def _answer(
+    request: web.Request,
+    body: dict[str, Any],
+    work: Callable[[Progress], Awaitable[dict[str, Any]]],
+) -> web.StreamResponse:
+    """The result as JSON, or as events `progress`*, then `done` or `error`."""
+    if not Fields(body).flag("stream"):
+        return _json(await work(lambda stage, fraction: None))
+    gateway = request.app[GATEWAY]
+    outlet, wait = Outlet(request, gateway.flusher), Wait()
+
+    def progress(stage: str, fraction: float | None) -> None:
+        wait.waiting(stage, fraction, 0)
+        outlet.send(_event("progress", {"stage": stage, "fraction": fraction}))
+
+    async def told() -> None:
+        outlet.send(_event("done", await work(progress)))
+
+    return await stream(
+        outlet,
+        told(),
+        wait,
+        lambda e: _event("error", shield(e, gateway, request).to_openai()),
+    )
+
+
+def _event(name: str, data: object) -> str:
+    return f"event: {name}\ndata: {dump(data)}\n\n"
