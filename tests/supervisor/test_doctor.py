@@ -110,7 +110,7 @@ def health() -> Iterator[http.server.HTTPServer]:
 @pytest.mark.parametrize(
     ("body", "level", "says"),
     [
-        ({"name": "uml", "status": "ok"}, "ok", "running uml"),
+        ({"service": "uml", "status": "ok"}, "ok", "running uml"),
         ({"status": "ok"}, "fail", "pid"),
         ([], "fail", "pid"),
     ],
