@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.supervisor.house import MB, Reader, chat, house, until
 from uml.protocol.errors import (
     BadRequest,
     Cancelled,
@@ -19,8 +21,6 @@ from uml.protocol.errors import (
 )
 from uml.protocol.tasks import Rerank
 from uml.supervisor import machine, tree
-
-from tests.supervisor.house import MB, Reader, chat, house, until
 
 
 async def test_request_loads_the_model_and_streams(tmp_path: Path) -> None:
