@@ -103,9 +103,9 @@ class Api(abc.ABC):
     def health(self) -> Any:
         return self._send(Call("GET", "/health"))
 
-    def shutdown(self) -> Any:
-        """Ask the supervisor to end; it lets running answers finish first."""
-        return self._send(Call("POST", "/shutdown", {}))
+    def shutdown(self, *, force: bool = False) -> Any:
+        """Ask the supervisor to end. It lets running answers finish first, unless `force`."""
+        return self._send(Call("POST", "/shutdown", _given({"force": force or None})))
 
 
 class _Group:
