@@ -132,4 +132,5 @@ def test_canary_decodes_with_the_real_library(llama_python: str, models_dir: Pat
     from uml.plugins.builtin import LLAMA_CPP
 
     model = models_dir / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    assert "llama_cpp" in " ".join(canary.run_canary(llama_python, LLAMA_CPP, model))
+    versions = canary.run_canary(llama_python, LLAMA_CPP, model)
+    assert versions["llama-cpp-python"] in LLAMA_CPP.requirements[0]
