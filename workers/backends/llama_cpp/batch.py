@@ -1,0 +1,65 @@
+"""One step's rows, in buffers made once."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+
+
+class Batch:
+    """At most `capacity` rows; `c` is what `llama_decode` takes."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.count = capacity, 0
+        self._token = np.zeros(capacity, np.int32)
+        self._position = np.zeros(capacity, np.int32)
+        self._sequence = np.zeros(capacity, np.int32)
+        self._output = np.zeros(capacity, np.int8)
+        self._ones = np.ones(capacity, np.int32)
+        step = self._sequence.itemsize
+        self._pointers = self._sequence.ctypes.data + step * np.arange(capacity, dtype=np.uint64)
+        self._range = np.arange(capacity, dtype=np.int32)
+        self.c = lib.llama_batch(
+            n_tokens=0,
+            token=_cast(self._token, lib.llama_token),
+            embd=None,
+            pos=_cast(self._position, lib.llama_pos),
+            n_seq_id=_cast(self._ones, ctypes.c_int32),
+            seq_id=_cast(self._pointers, ctypes.POINTER(lib.llama_seq_id)),
+            logits=_cast(self._output, ctypes.c_int8),
+        )
+
+    def clear(self) -> None:
+        self.count = 0
+
+    def singles(self, tokens: list[int], positions: list[int], sequences: list[int]) -> None:
+        """One row per sequence, each with an output: the running answers."""
+        start, end = self.count, self.count + len(tokens)
+        self._token[start:end] = tokens
+        self._position[start:end] = positions
+        self._sequence[start:end] = sequences
+        self._output[start:end] = 1
+        self._close(end)
+
+    def run(
+        self, tokens: list[int], position: int, sequence: int, output: bool, every: bool = False
+    ) -> None:
+        """Consecutive tokens of one sequence; `output` of the last one, or of `every` one."""
+        start, end = self.count, self.count + len(tokens)
+        self._token[start:end] = tokens
+        self._position[start:end] = self._range[: len(tokens)] + position
+        self._sequence[start:end] = sequence
+        self._output[start:end] = every
+        if output:
+            self._output[end - 1] = 1
+        self._close(end)
+
+    def _close(self, count: int) -> None:
+        self.count = self.c.n_tokens = count
+
+
+def _cast(array: Any, kind: Any) -> Any:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))

@@ -1,0 +1,339 @@
+"""The decode loop: all running answers and a piece of the waiting prompts in every step.
+
+Threads: one, started by `start`, and only it touches the context. Others leave prepared requests
+with `submit` and set `job.cancelled`; both are looked at between steps.
+
+Who is oldest is decided by arrival and never changes. When the pool runs out the youngest gives
+its cells back and waits at the head of the queue with all its tokens, so the oldest always ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+import traceback
+from collections import deque
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+
+from uml.protocol.errors import InternalError, UmlError
+from uml.workers.backends.llama_cpp.batch import Batch
+from uml.workers.backends.llama_cpp.logprobs import describe
+from uml.workers.backends.llama_cpp.plan import Pace, share
+from uml.workers.backends.llama_cpp.sequence import Request, Sequence
+from uml.workers.backends.llama_cpp.slots import Match, Slots
+from uml.workers.backends.llama_cpp.vocab import Vocab
+from uml.workers.base import Outbox
+
+#: A prompt somebody else is computing is waited for when that saves so many tokens.
+_WORTH_WAITING = 32
+#: Cells left free for each running answer when somebody new is let in.
+_GROWTH = 16
+#: How often readers that hold everything up are asked whether they took something, in seconds.
+_BLOCKED_S = 0.005
+
+
+class Engine:
+    """n_batch: rows of a step. pace: of prompts, as far as it is known."""
+
+    def __init__(
+        self, context: Any, vocab: Vocab, slots: Slots, outbox: Outbox, n_batch: int, pace: Pace
+    ) -> None:
+        self._context, self._vocab, self._slots, self._outbox = context, vocab, slots, outbox
+        self._pace, self._batch = pace, Batch(n_batch)
+        self._wake = threading.Condition()
+        self._inbox: deque[Request] = deque()
+        self._cancels = False
+        self._queue: deque[Sequence] = deque()
+        self._live: list[Sequence] = []  # oldest first
+        self._order = self._ends = 0
+        self._rows: dict[tuple[int, int], Any] = {}
+        self.steps = 0
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="decode", daemon=True).start()
+
+    def submit(self, request: Request) -> None:
+        """From any thread. The request's tokens fit into the context."""
+        with self._wake:
+            self._inbox.append(request)
+            self._wake.notify()
+
+    def cancel(self) -> None:
+        """Some job's `cancelled` was set."""
+        with self._wake:
+            self._cancels = True
+            self._wake.notify()
+
+    @property
+    def busy(self) -> int:
+        return len(self._live)
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue) + sum(len(r.sequences) for r in list(self._inbox))
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._inbox or self._queue or self._live):
+                    self._wake.wait()
+            try:
+                self._step()
+            except Exception as e:
+                traceback.print_exc()
+                self._fail(InternalError(f"the engine failed: {type(e).__name__}: {e}"))
+            self._outbox.flush()
+
+    def _step(self) -> None:
+        self._collect()
+        if self._cancels:
+            self._drop_cancelled()
+        self._admit()
+        parts, outputs = self._fill()
+        if not parts:
+            if self._live:
+                with self._wake:
+                    if not self._inbox:
+                        self._wake.wait(_BLOCKED_S)
+            return
+        begin = time.monotonic()
+        status = lib.llama_decode(self._context, self._batch.c)
+        if status:
+            self._refused(status)
+            return
+        rows = self._logits(len(outputs)) if outputs else None  # waits for the result
+        if self._batch.count > len(outputs):
+            self._pace.observe(self._batch.count, time.monotonic() - begin)
+        self.steps += 1
+        for sequence, count in parts:
+            sequence.past += count
+            self._slots.cells.append(sequence.slot or 0, count)
+        for k, (sequence, index) in enumerate(outputs):
+            self._choose(sequence, index, rows[k])
+
+    # --- who takes part ---------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        while self._inbox:
+            request = self._inbox.popleft()
+            if request.job.cancelled:
+                self._cancels = True
+            for sequence in request.sequences:
+                sequence.order = self._order
+                self._order += 1
+                if request.echo:
+                    request.job.emit(sequence.index, request.echo)
+                if len(sequence.tokens) >= sequence.limit:
+                    self._end(sequence, "length")
+                else:
+                    self._queue.append(sequence)
+
+    def _drop_cancelled(self) -> None:
+        self._cancels = False
+        for sequence in [*self._live, *self._queue]:
+            request = sequence.request
+            if request.job.cancelled and not sequence.ended:
+                self._end(sequence, "cancelled")
+
+    def _admit(self) -> None:
+        """Let in from the queue, in order, whoever finds a slot and cells. Those who share the
+        beginning of a prompt that is being computed wait for it and let others pass."""
+        slots, queue = self._slots, self._queue
+        if self._live:
+            slots.tidy(time.monotonic())
+        i = 0
+        while i < len(queue) and slots.vacant:
+            sequence = queue[i]
+            if self._live and sequence.hold > self._ends:
+                return
+            if self._follows(sequence):
+                i += 1
+                continue
+            match = slots.find(sequence.tokens)
+            owner = match.slot.owner if match.slot else None
+            if owner is not None and owner.past < match.length:
+                if match.length - owner.past >= _WORTH_WAITING:
+                    sequence.follows = (owner, match.length)
+                    i += 1
+                    continue
+                match.length = owner.past
+            if not self._has_room(sequence, match):
+                if self._live:
+                    return
+                slots.room(len(sequence.tokens))
+                match = slots.find(sequence.tokens)
+            del queue[i]
+            slots.take(sequence, match)
+            if sequence.cached is None:
+                sequence.cached = sequence.past
+            sequence.request.started_at = sequence.request.started_at or time.monotonic()
+            self._live.append(sequence)
+            self._live.sort(key=_order)
+
+    def _follows(self, sequence: Sequence) -> bool:
+        if sequence.follows:
+            leader, length = sequence.follows
+            if leader.slot is not None and leader.past < length:
+                return True
+            sequence.follows = None
+        return False
+
+    def _has_room(self, sequence: Sequence, match: Match) -> bool:
+        need = len(sequence.tokens) + _GROWTH * len(self._live)
+        keep = match.slot if match.slot and match.slot.idle else None
+        if match.parked:
+            need = max(need, len(match.parked.tokens))
+        else:
+            need -= match.length
+        return self._slots.room(need, keep)
+
+    def _preempt(self) -> None:
+        """The youngest gives its cells back; what it computed is parked if it can be."""
+        sequence = self._live.pop()
+        slot = self._slots.slots[sequence.slot or 0]
+        self._slots.release(sequence, time.monotonic())
+        if slot.idle:
+            self._slots.vacate(slot)
+        # Let in again at once it would only push somebody out.
+        sequence.hold = self._ends + 1
+        self._queue.appendleft(sequence)
+
+    # --- one step ---------------------------------------------------------------------------
+
+    def _fill(self) -> tuple[list[tuple[Sequence, int]], list[tuple[Sequence, int]]]:
+        """Fill the batch. Gives who takes part with how many tokens, and whose next token can be
+        chosen afterwards, with the row in the batch."""
+        while True:
+            ready = [s for s in self._live if s.pending == 1 and not s.request.job.blocked]
+            prompts = [s for s in self._live if s.pending > 1]
+            budget = 0
+            if prompts:
+                budget = self._pace.chunk(len(ready), self._batch.capacity - len(ready))
+                budget = min(budget, sum(s.pending for s in prompts))
+            if not self._slots.room(len(ready) + budget):
+                budget = min(budget, self._slots.cells.free - len(ready))
+            if budget >= 0 and (ready or budget or not prompts):
+                break
+            self._preempt()
+        batch = self._batch
+        batch.clear()
+        parts, outputs = [(s, 1) for s in ready], [(s, i) for i, s in enumerate(ready)]
+        if ready:
+            batch.singles(
+                [s.tokens[-1] for s in ready],
+                [s.past for s in ready],
+                [s.slot or 0 for s in ready],
+            )
+        shares = share(budget, [s.pending for s in prompts])
+        for s, count in zip(prompts, shares, strict=True):
+            if count:
+                whole = count == s.pending
+                batch.run(s.tokens[s.past : s.past + count], s.past, s.slot or 0, output=whole)
+                parts.append((s, count))
+                if whole:
+                    outputs.append((s, batch.count - 1))
+        return parts, outputs
+
+    def _refused(self, status: int) -> None:
+        """llama_decode computed nothing. 1 = no cells, though we counted some (window layers have
+        fewer)."""
+        idle = [slot for slot in self._slots.slots if slot.idle]
+        if status == 1 and idle:
+            for slot in idle:
+                self._slots.vacate(slot)
+        elif status == 1 and len(self._live) > 1:
+            self._preempt()
+        else:
+            raise RuntimeError(f"llama_decode gave {status}")
+
+    def _logits(self, count: int) -> Any:
+        """The output rows, without a copy: valid until the next decode."""
+        pointer = lib.llama_get_logits(self._context)
+        key = ctypes.cast(pointer, ctypes.c_void_p).value or 0, count
+        rows = self._rows.get(key)
+        if rows is None:
+            if len(self._rows) > 4 * len(self._slots.slots):
+                self._rows.clear()  # the library moved its buffer
+            buffer = (ctypes.c_float * (count * self._vocab.size)).from_address(key[0])
+            rows = np.frombuffer(buffer, np.float32).reshape(count, self._vocab.size)
+            self._rows[key] = rows
+        return rows
+
+    def _choose(self, sequence: Sequence, index: int, row: Any) -> None:
+        request = sequence.request
+        top = request.top_logprobs
+        entry = None if top is None else describe(self._vocab, row, top)
+        token = sequence.sampler.pick(self._context, index, row)
+        if request.first_at is None:
+            request.first_at = time.monotonic()
+        if request.ends and self._vocab.is_end(token):
+            self._end(sequence, "stop")
+            return
+        sequence.tokens.append(token)
+        piece = self._vocab.piece(token)
+        if entry is not None:
+            start = sequence.bytes_in
+            sequence.bytes_in = start + len(piece)
+            sequence.entries.append((start, sequence.bytes_in, entry(token)))
+        text = sequence.stream.feed(piece)
+        if text or entry is not None:
+            self._show(sequence, sequence.reply.feed(text))
+        if sequence.stream.stopped:
+            self._end(sequence, "stop")
+        elif len(sequence.tokens) >= sequence.limit:
+            self._end(sequence, "length")
+
+    def _show(self, sequence: Sequence, deltas: list[Any], last: bool = False) -> None:
+        job, taken = sequence.request.job, sequence.stream.taken
+        entries = []
+        while sequence.entries:
+            start, end, entry = sequence.entries[0]
+            if end > taken and not (last and start < taken):
+                break
+            sequence.entries.popleft()
+            entries.append(entry)
+        for delta in deltas:
+            if entries and isinstance(delta, str):
+                delta, entries = {"text": delta, "logprobs": entries}, []
+            job.emit(sequence.index, delta)
+        if entries:
+            job.emit(sequence.index, {"text": "", "logprobs": entries})
+
+    # --- ends -------------------------------------------------------------------------------
+
+    def _end(self, sequence: Sequence, reason: str) -> None:
+        request = sequence.request
+        sequence.ended = True
+        self._ends += 1
+        if reason != "cancelled":
+            deltas = sequence.reply.feed(sequence.stream.end()) + sequence.reply.end()
+            self._show(sequence, deltas, last=True)
+            reason = sequence.reply.finish(reason)
+        now = time.monotonic()
+        if sequence.slot is not None:
+            self._live.remove(sequence)
+            self._slots.release(sequence, now)
+        elif sequence in self._queue:
+            self._queue.remove(sequence)
+        sequence.sampler.free()
+        request.finish[sequence.index] = reason
+        if len(request.finish) == len(request.sequences):
+            finish = [request.finish[i] for i in range(len(request.sequences))]
+            request.job.finish(finish, request.usage(), request.timings(now))
+
+    def _fail(self, error: UmlError) -> None:
+        """Nobody can go on: the library's state is unknown."""
+        for sequence in [*self._live, *self._queue]:
+            sequence.request.job.fail(error)
+            sequence.sampler.free()
+        self._live.clear()
+        self._queue.clear()
+        self._slots.reset()
+
+
+def _order(sequence: Sequence) -> int:
+    return sequence.order

@@ -1,0 +1,185 @@
+"""Loads a model and makes its context; finds out what the model is."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+
+from uml.protocol.errors import InvalidModel, LoadFailed
+from uml.protocol.messages import Load
+from uml.workers.backends.llama_cpp.batch import Batch
+from uml.workers.backends.llama_cpp.log import Log
+from uml.workers.backends.llama_cpp.options import CACHE_TYPES, FLASH_ATTENTION, Options, read
+from uml.workers.backends.llama_cpp.plan import Pace
+from uml.workers.backends.llama_cpp.vocab import Vocab
+
+Progress = Callable[[str, "float | None"], None]
+#: Prompt tokens of the warm-up: enough to tell how fast prompts are.
+_WARM = 16
+
+
+@dataclass
+class Loaded:
+    """embedding: makes vectors instead of text. pace: of prompts, measured once."""
+
+    model: Any
+    context: Any
+    vocab: Vocab
+    options: Options
+    embedding: bool
+    pooling: int
+    template: str | None
+    facts: dict[str, Any]
+    memory: dict[str, int]
+    pace: Pace
+
+
+def load(request: Load, log: Log, progress: Progress) -> Loaded:
+    """When this returns the model has decoded a token. Raises: LoadFailed, InvalidModel."""
+    model = _load_model(request, log, progress)
+    arch = meta(model, "general.architecture")
+    pooling = int(meta(model, f"{arch}.pooling_type") or 0)
+    encoder = meta(model, f"{arch}.attention.causal") == "false"
+    trained = lib.llama_model_n_ctx_train(model)
+    embedding = bool(request.options.get("embedding", encoder or pooling > 0))
+    if lib.llama_model_has_encoder(model):
+        raise InvalidModel(f"{arch} models (encoder and decoder) are not supported")
+    options = read(request.options, trained, embedding=embedding)
+    progress("context", None)
+    context = _context(model, options, request, embedding, pooling, log)
+    vocab = Vocab(lib.llama_model_get_vocab(model))
+    progress("warm-up", None)
+    pace = _warm_up(context, vocab, options, embedding)
+    source = lib.llama_model_chat_template(model, None)
+    template = options.chat_template or (source.decode("utf-8", "replace") if source else None)
+    facts = {
+        "type": "embedding" if embedding else "llm",
+        "arch": arch,
+        "description": _text(lib.llama_model_desc, model),
+        "parameters": lib.llama_model_n_params(model),
+        "weights_bytes": lib.llama_model_size(model),
+        "kv_bytes": log.bytes("KV") + log.bytes("RS"),
+        "compute_bytes": log.bytes("compute") + log.bytes("output"),
+        "n_ctx": options.n_ctx,
+        "n_ctx_train": trained,
+        "n_embd": lib.llama_model_n_embd(model),
+        "n_vocab": vocab.size,
+        "kv_cells": options.kv_cells,
+        "slots": options.slots,
+        "chat_template": template is not None and not embedding,
+        "system": lib.llama_print_system_info().decode("utf-8", "replace").strip(),
+    }
+    return Loaded(
+        model,
+        context,
+        vocab,
+        options,
+        embedding,
+        lib.llama_pooling_type(context),
+        template,
+        facts,
+        log.memory(),
+        pace,
+    )
+
+
+def meta(model: Any, key: str) -> str:
+    """A value of the file's metadata as text, "" if it is not there."""
+    buffer = ctypes.create_string_buffer(256)
+    n = lib.llama_model_meta_val_str(model, key.encode(), buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace") if n >= 0 else ""
+
+
+def _load_model(request: Load, log: Log, progress: Progress) -> Any:
+    lib.llama_backend_init()
+    said = -1.0
+
+    def tell(fraction: float, _: Any) -> bool:
+        nonlocal said
+        if fraction - said >= 0.02 or fraction >= 1 > said:
+            said = fraction
+            progress("weights", fraction)
+        return True
+
+    callback = lib.llama_progress_callback(tell)
+    given = request.options
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = int(given.get("n_gpu_layers") or 0)
+    params.load_mode = {
+        (True, False): lib.LLAMA_LOAD_MODE_MMAP,
+        (True, True): lib.LLAMA_LOAD_MODE_MMAP_MLOCK,
+        (False, False): lib.LLAMA_LOAD_MODE_NONE,
+        (False, True): lib.LLAMA_LOAD_MODE_MLOCK,
+    }[given.get("mmap") is not False, given.get("mlock") is True]
+    params.progress_callback = callback
+    paths = [path.encode() for path in request.files]
+    if not paths:
+        raise LoadFailed("no file to load")
+    if len(paths) == 1:
+        model = lib.llama_model_load_from_file(paths[0], params)
+    else:
+        model = lib.llama_model_load_from_splits(
+            (ctypes.c_char_p * len(paths))(*paths), len(paths), params
+        )
+    if not model:
+        raise LoadFailed(f"llama.cpp does not load {request.files[0]}: {log.why() or 'no reason'}")
+    return model
+
+
+def _context(
+    model: Any, options: Options, request: Load, embedding: bool, pooling: int, log: Log
+) -> Any:
+    params = lib.llama_context_default_params()
+    params.n_ctx = options.kv_cells
+    params.n_batch, params.n_ubatch = options.n_batch, options.n_ubatch
+    params.n_seq_max = options.slots
+    params.n_threads = params.n_threads_batch = request.threads
+    params.kv_unified = True
+    params.swa_full = options.swa_full
+    params.type_k = CACHE_TYPES[options.cache_type_k]
+    params.type_v = CACHE_TYPES[options.cache_type_v]
+    params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
+    params.offload_kqv = options.n_gpu_layers != 0
+    params.no_perf = True
+    if embedding:
+        params.embeddings = True
+        params.pooling_type = pooling or lib.LLAMA_POOLING_TYPE_MEAN
+    else:
+        # A row of logits per slot is all a step gives; room for n_batch rows would be taken else.
+        params.n_outputs_max = options.slots
+    context = lib.llama_init_from_model(model, params)
+    if not context:
+        raise LoadFailed(f"llama.cpp makes no context: {log.why() or 'out of memory'}")
+    return context
+
+
+def _warm_up(context: Any, vocab: Vocab, options: Options, embedding: bool) -> Pace:
+    """Decode one token, then a few: a library built for another processor dies here and not in
+    somebody's request. Also reads the weights from disk."""
+    batch, pace = Batch(_WARM), Pace()
+    memory = lib.llama_get_memory(context)
+    for count in (1, min(_WARM, options.n_ctx)):
+        batch.clear()
+        token = max(vocab.bos, 0)
+        batch.run([token] * count, 0, 0, output=True, every=embedding)
+        begin = time.monotonic()
+        if status := lib.llama_decode(context, batch.c):
+            raise LoadFailed(f"the model loads but does not decode (status {status})")
+        lib.llama_synchronize(context)
+        pace.rate = count / max(time.monotonic() - begin, 1e-6)
+        if memory:
+            lib.llama_memory_clear(memory, True)
+    return pace
+
+
+def _text(function: Any, model: Any) -> str:
+    buffer = ctypes.create_string_buffer(256)
+    with contextlib.suppress(UnicodeDecodeError):
+        function(model, buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace")

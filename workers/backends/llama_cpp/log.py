@@ -1,0 +1,66 @@
+"""What llama.cpp says: errors and warnings go to stderr, sizes of buffers are read off."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import deque
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+
+_WARNING, _ERROR, _CONTINUED = 3, 4, 5
+#: "load_tensors:   CPU_Mapped model buffer size =    92.09 MiB"
+_BUFFER = re.compile(r":\s+(\S+)\s+(model|KV|RS|compute|output)\s+buffer size\s*=\s*([\d.]+) MiB")
+
+
+class Log:
+    """Install with `catch`; keep the object alive as long as the library is used."""
+
+    def __init__(self) -> None:
+        self._level = 0
+        self._errors: deque[str] = deque(maxlen=8)
+        #: (buffer's name, what it is for) -> bytes
+        self.buffers: dict[tuple[str, str], int] = {}
+        self._callback = lib.llama_log_callback(self._take)
+
+    def catch(self) -> None:
+        lib.llama_log_set(self._callback, None)
+
+    def why(self) -> str:
+        """The last errors, for people."""
+        return "; ".join(self._errors)
+
+    def bytes(self, purpose: str) -> int:
+        return sum(size for (_, what), size in self.buffers.items() if what == purpose)
+
+    def memory(self) -> dict[str, int]:
+        """Device -> bytes, as the supervisor names devices; "mapped" are weights in files, which
+        the kernel may take back."""
+        found: dict[str, int] = {}
+        for (buffer, _), size in self.buffers.items():
+            device = _device(buffer)
+            found[device] = found.get(device, 0) + size
+        return found
+
+    def _take(self, level: int, text: bytes, _: Any) -> None:
+        level = self._level if level == _CONTINUED else level
+        self._level = level
+        line = text.decode("utf-8", "replace")
+        if level in (_WARNING, _ERROR):
+            sys.stderr.write(line)
+            sys.stderr.flush()
+            if level == _ERROR and line.strip():
+                self._errors.append(line.strip())
+        elif match := _BUFFER.search(line):
+            name, what, size = match.groups()
+            key = name, what
+            self.buffers[key] = self.buffers.get(key, 0) + int(float(size) * 1024 * 1024)
+
+
+def _device(buffer: str) -> str:
+    if buffer.endswith("_Mapped"):
+        return "mapped"
+    if match := re.fullmatch(r"(?:CUDA|ROCm)(\d+)", buffer):
+        return f"cuda{match[1]}"
+    return "ram"

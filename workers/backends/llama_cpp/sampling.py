@@ -1,0 +1,220 @@
+"""From a row of logits to a token, in llama.cpp's order of samplers.
+
+What only shifts logits (logit_bias, forbidden end tokens) is done on the row itself, so that plain
+greedy decoding stays one argmax whatever the bias.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import math
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+
+from uml.protocol.errors import BadRequest
+from uml.protocol.tasks import Sampling
+from uml.workers.backends.llama_cpp.vocab import Vocab
+
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+#: Steps of mirostat 1's estimate. Source: llama.cpp common/sampling.cpp.
+_MIROSTAT_M = 100
+
+
+def check(sampling: Sampling) -> None:
+    """Raises: BadRequest for values that would make the library abort or mean nothing."""
+    for field in dataclasses.fields(sampling):
+        value = getattr(sampling, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BadRequest(f"{field.name} is not a finite number", param=field.name)
+    if sampling.repeat_penalty <= 0:
+        raise BadRequest("repeat_penalty has to be greater than 0", param="repeat_penalty")
+    if sampling.mirostat not in (0, 1, 2):
+        raise BadRequest("mirostat has to be 0, 1 or 2", param="mirostat")
+
+
+class Sampler:
+    """State of one choice's sampling. Free it when the choice ends, on the thread that uses it.
+
+    seed: 32 bits. forbidden: tokens that must not come. prompt: what the repetition samplers have
+    seen before the first token. grammar: GBNF or None. Raises: BadRequest.
+    """
+
+    def __init__(
+        self,
+        vocab: Vocab,
+        sampling: Sampling,
+        *,
+        seed: int,
+        n_ctx: int,
+        prompt: list[int],
+        forbidden: list[int] | None = None,
+        grammar: str | None = None,
+    ) -> None:
+        check(sampling)
+        self._vocab = vocab
+        self._chain: Any = None
+        self._grammar: Any = None
+        self._candidates: Any = None
+        self._bias = _bias(vocab, sampling, forbidden or [])
+        if grammar is not None:
+            self._grammar = _grammar(vocab, grammar)
+        plain = not grammar and sampling.temperature <= 0 and not _penalises(sampling)
+        if not plain:
+            self._chain = _chain(vocab, sampling, seed, n_ctx, prompt)
+        #: One argmax does it; the row need not be copied.
+        self.greedy = plain
+
+    def pick(self, context: Any, index: int, row: Any) -> int:
+        """The next token, accepted. index: of the row in the batch; row: its logits, changed."""
+        if self._bias is not None:
+            row[self._bias[0]] += self._bias[1]
+        if self.greedy:
+            return int(row.argmax())
+        if self._grammar is None:
+            return int(lib.llama_sampler_sample(self._chain, context, index))
+        return self._pick_by_grammar(row)
+
+    def free(self) -> None:
+        for sampler in (self._chain, self._grammar):
+            if sampler:
+                lib.llama_sampler_free(sampler)
+        self._chain = self._grammar = None
+
+    def _pick_by_grammar(self, row: Any) -> int:
+        """Ask the grammar about the chosen token alone, and about all only when it says no: that
+        is rare, and asking about a whole vocabulary is slow."""
+        token = self._apply(row, self._chain)
+        if not self._allows(token, row):
+            token = self._apply(row, self._grammar, self._chain)
+        lib.llama_sampler_accept(self._chain, token)
+        if not self._vocab.is_end(token):  # the grammar aborts on an end it does not expect
+            lib.llama_sampler_accept(self._grammar, token)
+        return token
+
+    def _apply(self, row: Any, *samplers: Any) -> int:
+        if self._candidates is None:
+            self._candidates = np.empty(len(row), _CANDIDATE)
+        candidates = self._candidates
+        candidates["id"] = np.arange(len(row), dtype=np.int32)
+        candidates["logit"] = row
+        candidates["p"] = 0
+        array = _array(candidates)
+        for sampler in samplers:
+            lib.llama_sampler_apply(sampler, ctypes.byref(array))
+        # Samplers may have put an array of their own in the place of ours.
+        return int(array.data[array.selected].id)
+
+    def _allows(self, token: int, row: Any) -> bool:
+        one = np.array([(token, row[token], 0)], _CANDIDATE)
+        lib.llama_sampler_apply(self._grammar, ctypes.byref(_array(one)))
+        return bool(np.isfinite(one["logit"][0]))
+
+
+def _array(candidates: Any) -> Any:
+    data = ctypes.cast(candidates.ctypes.data, lib.llama_token_data_p)
+    return lib.llama_token_data_array(data=data, size=len(candidates), selected=-1, sorted=False)
+
+
+def _penalises(s: Sampling) -> bool:
+    repeats = s.repeat_penalty != 1 or s.frequency_penalty != 0 or s.presence_penalty != 0
+    return (repeats and s.penalty_last_n != 0) or _dry(s)
+
+
+def _dry(s: Sampling) -> bool:
+    return s.dry_multiplier != 0 and s.dry_base >= 1 and s.dry_penalty_last_n != 0
+
+
+def _chain(vocab: Vocab, s: Sampling, seed: int, n_ctx: int, prompt: list[int]) -> Any:
+    params = lib.llama_sampler_chain_default_params()
+    params.no_perf = True
+    chain = lib.llama_sampler_chain_init(params)
+
+    def add(sampler: Any, seen: list[int] | None = None) -> None:
+        for token in seen or []:
+            lib.llama_sampler_accept(sampler, token)
+        lib.llama_sampler_chain_add(chain, sampler)
+
+    last_n = n_ctx if s.penalty_last_n < 0 else s.penalty_last_n
+    if last_n and s.repeat_penalty != 1:
+        # Repetition counts the prompt, OpenAI's two penalties only the answer: two samplers.
+        add(_penalties(vocab, last_n, repeat=s.repeat_penalty), prompt[-last_n:])
+    if last_n and (s.frequency_penalty or s.presence_penalty):
+        add(_penalties(vocab, last_n, frequency=s.frequency_penalty, presence=s.presence_penalty))
+    if _dry(s):
+        look = n_ctx if s.dry_penalty_last_n < 0 else s.dry_penalty_last_n
+        breakers = [b.encode() for b in s.dry_sequence_breakers if b]
+        add(
+            lib.llama_sampler_init_dry(
+                vocab.pointer,
+                s.dry_multiplier,
+                s.dry_base,
+                s.dry_allowed_length,
+                look,
+                (ctypes.c_char_p * len(breakers))(*breakers),
+                len(breakers),
+            ),
+            prompt[-look:],
+        )
+    if s.temperature <= 0:
+        add(lib.llama_sampler_init_greedy())
+    elif s.mirostat == 1:
+        add(lib.llama_sampler_init_temp(s.temperature))
+        add(
+            lib.llama_sampler_init_mirostat(
+                vocab.size, seed, s.mirostat_tau, s.mirostat_eta, _MIROSTAT_M
+            )
+        )
+    elif s.mirostat == 2:
+        add(lib.llama_sampler_init_temp(s.temperature))
+        add(lib.llama_sampler_init_mirostat_v2(seed, s.mirostat_tau, s.mirostat_eta))
+    else:
+        _add_cuts(add, s, seed)
+        add(lib.llama_sampler_init_temp_ext(s.temperature, s.dynatemp_range, s.dynatemp_exponent))
+        add(lib.llama_sampler_init_dist(seed))
+    return chain
+
+
+def _add_cuts(add: Any, s: Sampling, seed: int) -> None:
+    """The samplers that leave fewer tokens, those that are on."""
+    if s.top_n_sigma > 0:
+        add(lib.llama_sampler_init_top_n_sigma(s.top_n_sigma))
+    if s.top_k > 0:
+        add(lib.llama_sampler_init_top_k(s.top_k))
+    if s.typical_p < 1:
+        add(lib.llama_sampler_init_typical(s.typical_p, 1))
+    if s.top_p < 1:
+        add(lib.llama_sampler_init_top_p(s.top_p, 1))
+    if s.min_p > 0:
+        add(lib.llama_sampler_init_min_p(s.min_p, 1))
+    if s.xtc_probability > 0:
+        add(lib.llama_sampler_init_xtc(s.xtc_probability, s.xtc_threshold, 1, seed))
+
+
+def _penalties(
+    vocab: Vocab, last_n: int, *, repeat: float = 1, frequency: float = 0, presence: float = 0
+) -> Any:
+    return lib.llama_sampler_init_penalties(vocab.size, last_n, repeat, frequency, presence)
+
+
+def _bias(vocab: Vocab, sampling: Sampling, forbidden: list[int]) -> tuple[Any, Any] | None:
+    bias = dict.fromkeys([*vocab.suppressed, *forbidden], -math.inf)
+    for key, value in sampling.logit_bias.items():
+        try:
+            token, amount = int(key), float(value)
+        except (TypeError, ValueError):
+            raise BadRequest(f"logit_bias: {key!r}: {value!r}", param="logit_bias") from None
+        vocab.check([token], "logit_bias")
+        bias[token] = bias.get(token, 0.0) + amount
+    if not bias:
+        return None
+    return np.fromiter(bias, np.int64), np.fromiter(bias.values(), np.float32)
+
+
+def _grammar(vocab: Vocab, text: str) -> Any:
+    pointer = lib.llama_sampler_init_grammar(vocab.pointer, text.encode(), b"root")
+    if not pointer:
+        raise BadRequest("the grammar is not valid GBNF (it needs a rule `root`)", param="grammar")
+    return pointer
