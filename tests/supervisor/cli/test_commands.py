@@ -1,0 +1,380 @@
+"""What commands print and how they end, against canned answers."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.supervisor.stub_server import DONE, Sse, Stub, data, stub_server
+from uml.protocol import errors
+from uml.supervisor.cli import main
+
+ROOT = Path(__file__).resolve().parents[3]
+MiB = 1 << 20
+MODEL = {
+    "id": "tiny",
+    "object": "model",
+    "created": 1_700_000_000,
+    "type": "llm",
+    "format": "gguf",
+    "quantization": "Q4_1",
+    "size_bytes": 94 * MiB,
+    "context_length": 8192,
+    "state": "ready",
+    "backend": "llama_cpp",
+    "aliases": [],
+    "error": None,
+    "source": "local",
+    "tasks": ["chat", "complete"],
+}
+WORKER = {
+    "id": "w1",
+    "model": "tiny",
+    "backend": "llama_cpp",
+    "state": "ready",
+    "device": "ram",
+    "pid": 4242,
+    "lease_bytes": {"ram": 200 * MiB},
+    "memory_bytes": {"ram": 180 * MiB},
+    "context": 4096,
+    "slots": 4,
+    "busy": 0,
+    "waiting": 0,
+    "until": None,
+    "pinned": True,
+    "load_s": 0.31,
+    "stage": "",
+    "progress": None,
+    "facts": {},
+    "reason": "",
+}
+RECEIPT = {
+    "model": "tiny",
+    "worker": "w1",
+    "reason": "unload",
+    "pids": [4242],
+    "stuck": [],
+    "before": {"ram": 180 * MiB},
+    "after": {},
+    "freed": {"ram": 180 * MiB},
+    "killed_ms": 3.0,
+    "ms": 12.0,
+    "verified": "yes",
+    "at": 1_700_000_000.0,
+}
+STATUS = {
+    "version": "0.1.0",
+    "pid": 1,
+    "uptime_s": 5.0,
+    "url": "http://127.0.0.1:8484",
+    "devices": [
+        {
+            "name": "ram",
+            "kind": "cpu",
+            "total_bytes": 8 << 30,
+            "cap_bytes": 7 << 30,
+            "free_bytes": 6 << 30,
+            "leased_bytes": 200 * MiB,
+            "detail": "",
+        }
+    ],
+    "workers": [WORKER],
+    "waiting": {},
+    "failing": {},
+    "residue": [],
+    "receipts": [RECEIPT],
+}
+PLAN = {
+    "model": "big",
+    "fits": True,
+    "need_bytes": {"ram": 400 * MiB},
+    "victims": [{"model": "tiny", "bytes": {"ram": 200 * MiB}, "busy": 1}],
+    "load_s": 1.5,
+    "reason": "",
+}
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Stub]:
+    monkeypatch.setenv("UML_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    with stub_server() as made:
+        made.routes["GET /health"] = {"service": "uml", "status": "ok", "pid": 1}
+        made.routes["GET /v1/models"] = {"object": "list", "data": [MODEL]}
+        made.routes["GET /v1/models/tiny"] = MODEL
+        made.routes["GET /status"] = STATUS
+        monkeypatch.setenv("UML_URL", made.url)
+        yield made
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("UML_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("UML_PORT", str(held.getsockname()[1]))
+        yield
+
+
+@pytest.fixture
+def uml(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def run(*argv: str) -> tuple[int, str, str]:
+        code = main(list(argv))
+        out, err = capsys.readouterr()
+        assert "\x1b" not in out + err, "escape codes reach a pipe"
+        assert "Traceback" not in err
+        return code, out, err
+
+    return run
+
+
+Uml = Callable[..., tuple[int, str, str]]
+
+
+def test_ls_has_its_columns(stub: Stub, uml: Uml) -> None:
+    code, out, _ = uml("ls")
+    head, row = out.splitlines()
+    assert code == 0
+    assert head.split() == ["NAME", "TYPE", "FORMAT", "QUANT", "SIZE", "BACKEND", "SOURCE"]
+    assert row.split() == ["tiny", "llm", "gguf", "Q4_1", "94.0", "MiB", "llama_cpp", "local"]
+
+
+def test_ls_shows_why_a_file_is_broken(stub: Stub, uml: Uml) -> None:
+    broken = MODEL | {"id": "bad", "type": None, "error": "truncated\x1b[31m at 5 bytes"}
+    stub.routes["GET /v1/models"] = {"data": [broken]}
+    code, out, _ = uml("ls")
+    assert code == 0 and "truncated" in out
+
+
+def test_ps_has_its_columns(stub: Stub, uml: Uml) -> None:
+    code, out, _ = uml("ps")
+    titles = ["NAME", "BACKEND", "DEVICE", "MEMORY", "CONTEXT", "SLOTS", "STATE", "UNTIL"]
+    assert code == 0
+    assert out.splitlines()[0].split() == titles
+    assert "180.0 MiB" in out and "4096" in out and "ready" in out
+
+
+@pytest.mark.parametrize("command", ["ls", "ps", "status", "show tiny"])
+def test_json_is_data(stub: Stub, uml: Uml, command: str) -> None:
+    code, out, _ = uml(*command.split(), "--json")
+    assert code == 0
+    found = json.loads(out)
+    expected = {"ls": [MODEL], "ps": [WORKER], "status": STATUS, "show tiny": MODEL}
+    assert found == expected[command]
+
+
+def test_show_tells_what_is_known(stub: Stub, uml: Uml) -> None:
+    code, out, _ = uml("show", "tiny")
+    assert code == 0 and "Q4_1" in out and "8192" in out
+
+
+def test_status_shows_devices_workers_and_receipts(stub: Stub, uml: Uml) -> None:
+    code, out, _ = uml("status")
+    assert code == 0
+    assert "8.0 GiB" in out and "tiny" in out and "180.0 MiB" in out
+
+
+def test_ps_warns_of_memory_that_did_not_come_back(stub: Stub, uml: Uml) -> None:
+    left = {"worker": "w0", "model": "old", "device": "cuda:0", "bytes": 5 * MiB, "pids": [7]}
+    stub.routes["GET /status"] = STATUS | {"residue": [left]}
+    _, _, err = uml("ps")
+    assert "5.0 MiB" in err and "cuda:0" in err and "old" in err
+
+
+def test_load_says_what_it_took_and_nothing_else_on_stdout(stub: Stub, uml: Uml) -> None:
+    stub.routes["POST /load"] = Sse(
+        data({"stage": "weights", "fraction": 0.5}, "progress"), data(WORKER, "done")
+    )
+    code, out, _ = uml("load", "tiny", "--keep-alive", "10m")
+    assert code == 0
+    assert len(out.splitlines()) == 1 and "tiny" in out and "180.0 MiB" in out
+    assert stub.bodies("POST /load")[0]["keep_alive"] == 600
+
+
+@pytest.mark.parametrize("command", ["load", "swap"])
+def test_dry_run_says_who_goes_how_much_and_how_long(stub: Stub, uml: Uml, command: str) -> None:
+    stub.routes[f"POST /{command}"] = PLAN
+    code, out, _ = uml(command, "big", "--dry-run")
+    assert code == 0
+    assert "tiny" in out and "200.0 MiB" in out and "400.0 MiB" in out and "1.5 s" in out
+    assert stub.bodies(f"POST /{command}")[0]["dry_run"] is True
+
+
+def test_dry_run_of_what_does_not_fit_fails(stub: Stub, uml: Uml) -> None:
+    stub.routes["POST /load"] = PLAN | {"fits": False, "victims": [], "reason": "too large"}
+    code, out, _ = uml("load", "big", "--dry-run")
+    assert code == 1 and "too large" in out
+
+
+def test_unload_prints_the_receipt(stub: Stub, uml: Uml) -> None:
+    stub.routes["POST /unload"] = {"receipts": [RECEIPT]}
+    code, out, _ = uml("unload", "tiny")
+    assert code == 0
+    assert re.search(r"tiny.*180\.0 MiB.*12 ms.*1 process ended.*verified", out)
+
+
+def test_unload_fails_when_memory_did_not_come_back(stub: Stub, uml: Uml) -> None:
+    stub.routes["POST /unload"] = {"receipts": [RECEIPT | {"verified": "no"}]}
+    code, out, _ = uml("unload", "--all")
+    assert code == 1 and "NOT verified" in out
+    assert stub.bodies("POST /unload")[0] == {"all": True}
+
+
+def test_swap_prints_receipts_and_the_new_model(stub: Stub, uml: Uml) -> None:
+    done = {"model": "big", "receipts": [RECEIPT], "load_s": 0.5, "total_s": 0.6}
+    stub.routes["POST /swap"] = Sse(data(done | {"worker": WORKER | {"model": "big"}}, "done"))
+    code, out, _ = uml("swap", "big")
+    assert code == 0
+    assert out.index("tiny") < out.index("big") and "600 ms" in out
+
+
+def test_logs_are_printed_as_they_are(stub: Stub, uml: Uml) -> None:
+    stub.routes["GET /logs"] = b"one\ntwo\n"
+    code, out, _ = uml("logs")
+    assert code == 0 and out == "one\ntwo\n"
+
+
+def test_rm_deletes_through_the_supervisor(stub: Stub, uml: Uml) -> None:
+    stub.routes["DELETE /v1/models/tiny"] = {"id": "tiny", "deleted": True}
+    code, out, _ = uml("rm", "tiny")
+    assert code == 0 and "tiny" in out
+
+
+def test_rm_of_a_loaded_model_says_what_to_do(stub: Stub, uml: Uml) -> None:
+    error = errors.Conflict("tiny is loaded")
+    stub.routes["DELETE /v1/models/tiny"] = (409, error.to_openai())
+    code, _, err = uml("rm", "tiny")
+    assert code == 1
+    assert err.splitlines()[0] == "error: tiny is loaded" and "unload" in err
+
+
+USAGE = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
+
+
+def chunk(text: str) -> str:
+    return data({"choices": [{"index": 0, "delta": {"content": text}}]})
+
+
+@pytest.fixture
+def talker(stub: Stub) -> Stub:
+    stub.routes["POST /load"] = Sse(data(WORKER, "done"))
+    stub.routes["POST /v1/chat/completions"] = lambda body: Sse(
+        chunk("hel"), chunk("lo"), data({"choices": [], "usage": USAGE}), DONE
+    )
+    stub.routes["POST /v1/completions"] = lambda body: Sse(
+        data({"choices": [{"index": 0, "text": " world"}]}), DONE
+    )
+    return stub
+
+
+def test_run_streams_the_answer(talker: Stub, uml: Uml) -> None:
+    code, out, _ = uml(
+        *("run", "tiny", "say hello", "--system", "be kind", "--max-tokens", "5"),
+        *("--temperature", "0", "--seed", "7"),
+    )
+    assert (code, out) == (0, "hello\n")
+    (sent,) = talker.bodies("POST /v1/chat/completions")
+    assert sent["messages"] == [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "say hello"},
+    ]
+    assert (sent["max_tokens"], sent["temperature"], sent["seed"]) == (5, 0, 7)
+
+
+def test_run_verbose_reports_speed(talker: Stub, uml: Uml) -> None:
+    code, out, err = uml("run", "tiny", "hi", "--verbose")
+    assert (code, out) == (0, "hello\n")
+    assert re.search(r"9 tokens in, 2 out, first after \d+ ms", err)
+
+
+def test_run_that_breaks_off_fails(talker: Stub, uml: Uml) -> None:
+    body = errors.WorkerDied("the worker died").to_openai()
+    talker.routes["POST /v1/chat/completions"] = Sse(chunk("hel"), data(body))
+    code, out, err = uml("run", "tiny", "hi")
+    assert code == 1 and out.startswith("hel") and "error: the worker died" in err
+
+
+@pytest.mark.parametrize("command", ["ps", "status", "load m", "unload m", "swap m", "stop"])
+def test_nobody_there_is_exit_code_3(nobody: None, uml: Uml, command: str) -> None:
+    code, out, err = uml(*command.split())
+    assert code == 3 and not out
+    assert err.startswith("error: no supervisor answers") and "hint: " in err
+
+
+def test_ls_works_without_a_supervisor(nobody: None, uml: Uml) -> None:
+    assert uml("ls")[0] == 0
+
+
+def test_an_unknown_model_is_one_line_and_a_hint(stub: Stub, uml: Uml) -> None:
+    error = errors.ModelNotFound("no model 'tyni'; did you mean tiny?")
+    stub.routes["POST /load"] = (404, error.to_openai())
+    code, _, err = uml("load", "tyni")
+    assert code == 1
+    assert err.splitlines()[0] == "error: no model 'tyni'; did you mean tiny?"
+    assert len(err.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("laod tiny", "did you mean 'load'"),
+        ("ps --what", "--what"),
+        ("load", "MODEL"),
+        ("unload", "--all"),
+        ("serve --port x", "x"),
+        ("backends", "subcommand"),
+        ("load tiny --keep-alive soon", "soon"),
+    ],
+)
+def test_misuse_is_exit_code_2(nobody: None, uml: Uml, line: str, told: str) -> None:
+    code, out, err = uml(*line.split())
+    assert code == 2 and not out
+    assert err.startswith("error: ") and told in err
+
+
+def commands() -> list[list[str]]:
+    words = "up serve stop test ls show ps status load unload swap run pull rm logs doctor version"
+    nested = [["backends", w] for w in ("ls", "install", "rm", "check")]
+    return [*([w] for w in words.split()), *nested, ["config", "show"], ["config", "check"]]
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_help_shows_an_example(uml: Uml, command: list[str]) -> None:
+    code, out, _ = uml(*command, "--help")
+    assert code == 0 and "example" in out.lower()
+    assert re.search(rf"(uml|run\.py) {' '.join(command)}", out)
+
+
+def test_help_lists_every_command(uml: Uml) -> None:
+    code, out, _ = uml("--help")
+    assert code == 0
+    assert all(re.search(rf"^ +{c[0]}\b", out, re.MULTILINE) for c in commands())
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, run; run.mount(); from uml.supervisor.cli import main; main(['--help'])\n"
+        "sys.exit(bool({'aiohttp', 'rich', 'psutil'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.DEVNULL)
+    assert done.returncode == 0
+
+
+def test_a_bug_is_one_line_unless_asked(
+    stub: Stub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub.routes["GET /status"] = {"workers": 5}
+    assert main(["ps"]) == 1
+    quiet = capsys.readouterr().err
+    monkeypatch.setenv("UML_DEBUG", "1")
+    assert main(["ps"]) == 1
+    loud = capsys.readouterr().err
+    assert "Traceback" not in quiet and "Traceback" in loud
