@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from uml.supervisor.cli import words
@@ -12,6 +13,9 @@ from uml.supervisor.progress import Progress
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
+
+#: Without a terminal, one short-lived line at most this often.
+_QUIET_S = 2.0
 
 
 def live() -> bool:
@@ -31,8 +35,13 @@ class _Bars:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Leave the bars as they are: a terminal can show one set of them at a time."""
         if self._rich:
             self._rich.stop()
+        self._rich = None
         self._plain.close()
 
     def _start(self, *columns: Any, transient: bool) -> RichProgress:
@@ -51,11 +60,14 @@ class Steps(_Bars):
     def __init__(self, title: str = "", kept: bool = False) -> None:
         super().__init__()
         self._title, self._kept, self._stage = title, kept, ""
+        self._said = time.monotonic()
 
     def __call__(self, stage: str, fraction: float | None) -> None:
         text = f"{self._title} {stage}".strip()
         if not live():
-            self._plain(text, fraction)
+            if self._kept or time.monotonic() - self._said >= _QUIET_S:
+                self._said = time.monotonic()
+                self._plain(text, fraction)
             return
         if self._rich is None:
             from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -119,5 +131,16 @@ class Downloads(_Bars):
                 transient=False,
             )
         if stage not in self._tasks:
+            self._hide_endless()
             self._tasks[stage] = self._rich.add_task(stage, total=total or None)
         self._rich.update(self._tasks[stage], completed=done, total=total or None)
+
+    def end(self) -> None:
+        self._hide_endless()
+        super().end()
+
+    def _hide_endless(self) -> None:
+        """A stage whose size nobody knew would go on moving after its end."""
+        for task in self._rich.tasks if self._rich else ():
+            if task.total is None and self._rich:
+                self._rich.update(task.id, visible=False)

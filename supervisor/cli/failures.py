@@ -25,6 +25,7 @@ _HINTS: tuple[tuple[type[UmlError], str], ...] = (
     (ModelNotFound, "`uml ls` shows what is here, `uml pull SOURCE` fetches more"),
     (InvalidModel, "`uml ls` shows what is wrong with a file"),
     (DoesNotFit, "a shorter context (--ctx) or a smaller quantisation needs less"),
+    (BackendNotInstalled, "`uml backends install NAME` adds one"),
     (Unauthorized, "set UML_API_KEY to the key that the server was started with"),
     (Forbidden, "set UML_API_KEY to a key that is allowed to do this"),
     (LoadFailed, "`uml doctor` looks for the usual causes, `uml logs MODEL` has the rest"),
@@ -76,8 +77,8 @@ def explain(error: BaseException) -> Failure:
 
 
 def _hint(error: UmlError) -> str:
-    if isinstance(error, BackendNotInstalled) and "`uml" not in error.message:
-        return "`uml backends ls` shows the backends, `uml backends install NAME` adds one"
+    if "`uml " in error.message or "did you mean" in error.message:
+        return ""  # it says itself what to do
     if isinstance(error, Conflict) and "loaded" in error.message:
         return "`uml unload MODEL` first"
     if error.retry_after_s is not None:

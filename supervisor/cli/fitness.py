@@ -7,7 +7,7 @@ import dataclasses
 import platform
 
 from uml.protocol import WIRE_VERSION, __version__
-from uml.supervisor.cli import output, remote
+from uml.supervisor.cli import output, remote, words
 from uml.supervisor.cli.failures import in_their_words
 from uml.supervisor.cli.output import Cell
 from uml.supervisor.cli.parsing import Commands, json_option
@@ -42,9 +42,8 @@ def examine(args: argparse.Namespace) -> int:
         return exit_code(checks)
     rows: list[list[Cell | str]] = []
     for check in checks:
-        rows.append(
-            [Cell(check.level, _STYLES[check.level]), check.name, in_their_words(check.what)]
-        )
+        level, what = Cell(check.level, _STYLES[check.level]), in_their_words(check.what)
+        rows.append([level, check.name, what])
         if check.fix:
             rows.append(["", "", Cell(f"fix: {in_their_words(check.fix)}", "bold")])
     output.table(("", "CHECK", "FOUND"), rows)
@@ -54,11 +53,8 @@ def examine(args: argparse.Namespace) -> int:
 
 
 def _verdict(fails: int, warnings: int) -> str:
-    if fails:
-        return f"not fit yet: {fails} to put right" + (
-            f", {warnings} to know of" if warnings else ""
-        )
-    return "fit" + (f", with {warnings} to know of" if warnings else "")
+    more = f", {words.plural(warnings, 'warning')}" if warnings else ""
+    return f"not fit yet: {fails} to put right{more}" if fails else f"fit{more}"
 
 
 def version(args: argparse.Namespace) -> int:

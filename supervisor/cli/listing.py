@@ -12,6 +12,7 @@ from uml.supervisor.cli.output import Cell
 from uml.supervisor.cli.parsing import Commands, json_option, remote_options
 
 if TYPE_CHECKING:
+    from uml.supervisor.client import Client
     from uml.supervisor.registry import Model
 
 
@@ -45,7 +46,7 @@ def _row(model: Mapping[str, Any]) -> list[Cell | str]:
     if error:
         texts = [model["id"], "broken", model.get("format"), "-", size, "-"]
         return [*(Cell(str(t or "-"), "dim") for t in texts), Cell(str(error), "red")]
-    loaded = model.get("state") not in (None, "", "stopped", "unloaded")
+    loaded = model.get("state") not in (None, "unloaded")
     return [
         Cell(str(model["id"]), "bold" if loaded else ""),
         *(str(model.get(k) or "-") for k in ("type", "format", "quantization")),
@@ -86,12 +87,20 @@ def summary(model: Model) -> dict[str, Any]:
 
 def show(args: argparse.Namespace) -> int:
     client = remote.running(args)
-    found = dict(client.models.retrieve(args.model)) if client else _describe(args.model)
+    found = _describe_running(client, args.model) if client else _describe(args.model)
     if args.json:
         output.print_json(found)
         return 0
     output.facts(_lines(found))
     return 0
+
+
+def _describe_running(client: Client, name: str) -> dict[str, Any]:
+    """What a supervisor says of a model; with what lies on disk, when it is the same disk."""
+    found = dict(client.models.retrieve(name))
+    if client.status().home == str(remote.load().home):
+        found = _describe(str(found["id"])) | {"state": found.get("state")}
+    return found
 
 
 def _describe(name: str) -> dict[str, Any]:
@@ -223,13 +232,12 @@ def _count(parameters: int) -> str:
 def remove(args: argparse.Namespace) -> int:
     client = remote.running(args)
     if client:
-        client.models.delete(args.model)
-        paths: list[str] = []
+        paths = client.models.delete(args.model).files or []
     else:
         with remote.registry(remote.load()) as registry:
             paths = registry.remove(args.model)
     if args.json:
-        output.print_json({"id": args.model, "deleted": True, "paths": paths})
+        output.print_json({"id": args.model, "deleted": True, "files": paths})
     else:
         output.say(f"removed {args.model}")
     return 0

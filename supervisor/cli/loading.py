@@ -169,7 +169,7 @@ def load_model(args: argparse.Namespace) -> int:
     if args.dry_run:
         found = client.load(args.model, options=options, dry_run=True)
         return _plan(args, "load", found)
-    with Steps(f"loading {args.model}:") as progress:
+    with Steps(f"{args.model}:") as progress:
         worker = client.load(
             args.model, keep_alive=args.keep_alive, options=options, on_progress=progress
         )
@@ -184,7 +184,7 @@ def swap_model(args: argparse.Namespace) -> int:
     client = remote.connect(args)
     if args.dry_run:
         return _plan(args, "swap to", client.swap(args.model, dry_run=True))
-    with Steps(f"swapping to {args.model}:") as progress:
+    with Steps(f"{args.model}:") as progress:
         found = client.swap(
             args.model, force=args.force, keep_alive=args.keep_alive, on_progress=progress
         )

@@ -42,6 +42,8 @@ def logs(args: argparse.Namespace) -> int:
         output.print_json(lines)
         return 0
     _print(lines)
+    if args.model and not lines and not args.follow:
+        output.note(f"nothing yet: {args.model} is not loaded, or its worker was silent")
     if args.follow:
         _follow(client, args.model, lines)
     return 0

@@ -68,7 +68,7 @@ def health(client: Client) -> dict[str, object]:
         found = client.health()
     except (ProtocolError, NotFound, MethodNotAllowed) as e:
         raise _stranger(client) from e
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or found.get("service") != "uml":
         raise _stranger(client)
     return found
 

@@ -33,12 +33,14 @@ _SHOWN = 8
 
 def register(commands: Commands) -> None:
     parser = commands.add("run", ask, "ask a model; without a prompt, a conversation", _EXAMPLES)
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("prompt", metavar="PROMPT", nargs="*")
+    parser.add_argument("model", metavar="MODEL", help="as `uml ls` names it")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="*", help="what to ask")
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
-    parser.add_argument("--max-tokens", metavar="N", type=whole(1, 1 << 24))
-    parser.add_argument("--temperature", metavar="T", type=number(0, 2))
-    parser.add_argument("--seed", metavar="N", type=whole(0, (1 << 31) - 1))
+    parser.add_argument("--max-tokens", metavar="N", type=whole(1, 1 << 24), help="end there")
+    parser.add_argument("--temperature", metavar="T", type=number(0, 2), help="0: no chance in it")
+    parser.add_argument(
+        "--seed", metavar="N", type=whole(0, (1 << 31) - 1), help="to repeat an answer"
+    )
     parser.add_argument("--keep-alive", metavar="TIME", type=duration, help='"10m", -1 = for ever')
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="tokens/s and time to the first token"
@@ -96,14 +98,15 @@ def _is_piped() -> bool:
 def _server(args: argparse.Namespace) -> Client:
     """The running supervisor, or one that is started now."""
     from uml.supervisor.cli import background
+    from uml.supervisor.client import Client
 
     client = remote.running(args)
     if client:
         return client
     output.note("starting a server in the background")
-    started = background.start(remote.load().home, [])
-    args.url = started.url
-    return remote.connect(args)
+    config = remote.load()
+    started = background.start(config.home, [])
+    return Client(started.url, config.api_key)
 
 
 def _find(client: Client, name: str) -> Mapping[str, Any]:
@@ -141,7 +144,7 @@ def _load(client: Client, args: argparse.Namespace) -> None:
     workers = client.status().workers or []
     loaded = any(w.model == args.model and w.state == "ready" for w in workers)
     if not loaded:
-        with Steps(f"loading {args.model}:") as progress:
+        with Steps(f"{args.model}:") as progress:
             client.load(args.model, keep_alive=args.keep_alive, on_progress=progress)
 
 

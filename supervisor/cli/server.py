@@ -81,7 +81,7 @@ def serve_here(args: argparse.Namespace) -> int:
     config = _config(args)
     already = _already(config)
     if already:
-        raise Failure(f"uml is {already}", "`uml stop` ends it, --port picks another port")
+        raise Failure(f"a supervisor is {already}", "`uml stop` ends it, --port picks another port")
     if not args.detach:
         return _serve(config, headless=args.headless)
     from uml.supervisor.cli import background
@@ -119,10 +119,15 @@ def set_up(args: argparse.Namespace) -> int:
     config = _config(args)
     already = None if args.no_serve else _already(config)
     if already:
-        output.say(already)
+        output.say(f"uml, {already}")
         return 0
     with Downloads() as pulled, Steps(kept=True) as steps:
-        bootstrap.up(config, steps, pulled)
+
+        def step(stage: str, fraction: float | None) -> None:
+            pulled.end()
+            steps(stage, fraction)
+
+        bootstrap.up(config, step, pulled)
     output.note(_what_next(config, serving=not args.no_serve))
     return 0 if args.no_serve else _serve(config, headless=args.headless)
 

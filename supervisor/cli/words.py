@@ -83,7 +83,7 @@ def plan(verb: str, given: Mapping[str, Any]) -> list[str]:
     if not given.get("fits"):
         lines = [f"{verb} {model}: does not fit"]
     elif victims:
-        lines = [f"{verb} {model}: fits after {plural(len(victims), 'model')} left"]
+        lines = [f"{verb} {model}: fits after unloading {plural(len(victims), 'model')}"]
     else:
         lines = [f"{verb} {model}: fits, nothing has to go"]
     lines.append(f"  needs   {on_devices(given.get('need_bytes'))}")
