@@ -38,6 +38,7 @@ def register(commands: Commands) -> None:
     for parser in (up, serve):
         _where(parser)
     stop = commands.add("stop", stop_it, "end the running server", "uml stop")
+    stop.add_argument("--force", action="store_true", help="cut answers that are still running")
     json_option(stop)
     remote_options(stop)
     commands.add("test", run_tests, "set up what the tests need, and run them", "uml test --fast")
@@ -119,7 +120,7 @@ def set_up(args: argparse.Namespace) -> int:
     config = _config(args)
     already = None if args.no_serve else _already(config)
     if already:
-        output.say(f"uml, {already}")
+        output.say(f"uml is {already}")
         return 0
     with Downloads() as pulled, Steps(kept=True) as steps:
 
@@ -134,8 +135,8 @@ def set_up(args: argparse.Namespace) -> int:
 
 def _what_next(config: Config, *, serving: bool) -> str:
     with remote.registry(config) as registry:
-        models = [m.id for m in registry.models() if not m.error and m.facts]
-    model = models[0] if models else "MODEL"
+        able = [m.id for m in registry.models() if m.facts and "chat" in m.facts.tasks]
+    model = next((m for m in config.preload if m in able), able[0] if able else "MODEL")
     url = remote.configured_url(config)
     lines = [
         "everything is set up; try in another terminal:" if serving else "set up; try:",
@@ -157,7 +158,7 @@ def stop_it(args: argparse.Namespace) -> int:
 
     client = remote.connect(args)
     pid = remote.health(client).get("pid")
-    client.shutdown()
+    client.shutdown(force=args.force)
     asked = time.monotonic()
     with Steps() as progress:
         while not _gone(client, pid if isinstance(pid, int) else None):

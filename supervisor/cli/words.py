@@ -79,8 +79,10 @@ def receipt(given: Mapping[str, Any]) -> str:
 def plan(verb: str, given: Mapping[str, Any]) -> list[str]:
     """What a load or swap would do: lines."""
     victims = given.get("victims") or []
-    model = given.get("model")
-    if not given.get("fits"):
+    model, fits, reason = given.get("model"), given.get("fits"), given.get("reason")
+    if fits and reason == f"{model} is loaded":
+        return [f"{verb} {model}: nothing to do, it is loaded"]
+    if not fits:
         lines = [f"{verb} {model}: does not fit"]
     elif victims:
         lines = [f"{verb} {model}: fits after unloading {plural(len(victims), 'model')}"]
@@ -94,8 +96,8 @@ def plan(verb: str, given: Mapping[str, Any]) -> list[str]:
     load_s = given.get("load_s")
     took = f"about {seconds(load_s)}, as the last time" if load_s else "not loaded before"
     lines.append(f"  takes   {took}")
-    if given.get("reason"):
-        lines.append(f"  because {given['reason']}")
+    if reason:
+        lines.append(f"  {'counted' if fits else 'because'} {reason}")
     return lines
 
 

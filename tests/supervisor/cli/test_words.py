@@ -68,3 +68,8 @@ def test_plan_that_does_not_fit_gives_the_arithmetic() -> None:
     lines = words.plan("load", found)
     assert lines[0] == "load b: does not fit"
     assert lines[-1].endswith("9 > 8")
+
+
+def test_plan_for_a_model_that_is_loaded_says_just_that() -> None:
+    found = {"model": "b", "fits": True, "need_bytes": {"ram": 1}, "reason": "b is loaded"}
+    assert words.plan("load", found) == ["load b: nothing to do, it is loaded"]
