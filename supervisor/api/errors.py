@@ -10,7 +10,6 @@ import secrets
 import time
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from aiohttp import web
 
@@ -54,10 +53,8 @@ def shield(error: BaseException, gateway: Gateway, request: web.BaseRequest) -> 
     if isinstance(error, UmlError):
         return error
     told = "".join(traceback.format_exception(error))
-    gateway.events.emit(
-        "http.bug", "error", path=request.path, id=request[REQUEST_ID], traceback=told
-    )
-    return InternalError(f"an internal error; the log has it under {request[REQUEST_ID]}")
+    gateway.events.emit("http.bug", "error", path=request.path, id=REQUEST_ID.get(), traceback=told)
+    return InternalError(f"an internal error; the log has it under {REQUEST_ID.get()}")
 
 
 @web.middleware
@@ -66,7 +63,7 @@ async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse
     gateway = request.app[GATEWAY]
     started = time.perf_counter()
     given = request.headers.get("X-Request-Id", "")
-    request[REQUEST_ID] = given if _ID.fullmatch(given) else f"req_{secrets.token_hex(8)}"
+    REQUEST_ID.set(given if _ID.fullmatch(given) else f"req_{secrets.token_hex(8)}")
     status = _GONE
     response: web.StreamResponse
     try:
@@ -96,10 +93,8 @@ async def _admitted(request: web.Request, handler: Handler) -> web.StreamRespons
 async def mark(request: web.Request, response: web.StreamResponse) -> None:
     """Headers of every response, just before they go."""
     response.headers["Server"] = "uml"
-    request_id: Any = request.get(REQUEST_ID)
-    if request_id:
-        response.headers["X-Request-Id"] = request_id
-        response.headers.update(request.app[GATEWAY].gate.cors_headers(request))
+    response.headers["X-Request-Id"] = REQUEST_ID.get()
+    response.headers.update(request.app[GATEWAY].gate.cors_headers(request))
 
 
 def _from_aiohttp(error: web.HTTPException, request: web.Request) -> UmlError:
@@ -122,5 +117,5 @@ def _log(gateway: Gateway, request: web.Request, status: int, elapsed_s: float) 
         path=request.path,
         status=status,
         ms=round(elapsed_s * 1000, 2),
-        id=request[REQUEST_ID],
+        id=REQUEST_ID.get(),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -48,5 +49,5 @@ class Gateway:
 
 
 GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)
-#: Where a request keeps its own id.
-REQUEST_ID = "uml.request_id"
+#: The id of the request that is being answered.
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")

@@ -47,15 +47,15 @@ def _message(raw: Any, where: str, model_id: str) -> dict[str, Any]:
         "role": {"developer": "system", "function": "tool"}.get(role, role),
         "content": _content(*fields.raw("content"), model_id),
     }
-    calls = fields.array("tool_calls")
+    calls, path = fields.array("tool_calls"), fields.path("tool_calls")
     if calls:
         if role != "assistant":
-            raise BadRequest("only an assistant makes tool calls", param=fields.path("tool_calls"))
-        path = fields.path("tool_calls")
+            raise BadRequest(f"'{path}': only an assistant makes tool calls", param=path)
         message["tool_calls"] = [_call(c, f"{path}[{i}]") for i, c in enumerate(calls)]
-    if message["content"] is None and not calls:
+    if message["content"] is None:
         if role != "assistant":
             fields.required("content")
+        # Most templates would write "None".
         message["content"] = ""
     for name in ("name", "tool_call_id", "reasoning_content"):
         value = fields.text(name)

@@ -182,8 +182,10 @@ async def shutdown(request: web.Request) -> web.Response:
         raise Forbidden("only this machine may end the server")
     if "Origin" in request.headers:
         raise Forbidden("no web page may end the server")
-    gateway.force = Fields(body).flag("force") or gateway.force
-    gateway.stop.set()
+    force = Fields(body).flag("force") or False
+    gateway.force |= force
+    if force or not gateway.stopping:  # asked twice is not asked harder
+        gateway.stop.set()
     return web.json_response(_health(gateway) | {"status": "stopping"}, status=202)
 
 

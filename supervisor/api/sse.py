@@ -117,13 +117,13 @@ class Outlet:
         return self._response
 
     async def close(self, *, cut: bool = False) -> None:
-        """End the body. cut: the stream broke off; the connection is not used again, and a reader
-        that is far behind does not get the rest.
+        """End the body. cut: the stream broke off, and a reader that is far behind does not get
+        the rest. The connection lives on: a client may have its next request on it already.
 
         Raises: ConnectionResetError.
         """
         self.flush()
-        if cut or not self._chunked:
+        if not self._chunked:
             self._response.force_close()
         if (cut and self.backlog() > _BEHIND) or not await self._taken():
             if self._transport is not None:
