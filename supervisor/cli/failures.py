@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import traceback
 
 from uml.protocol.errors import (
     BackendNotInstalled,
@@ -91,6 +90,8 @@ def report(error: BaseException) -> int:
     failure = explain(error)
     red, dim, off = ("\x1b[31m", "\x1b[2m", "\x1b[0m") if _coloured() else ("", "", "")
     if os.environ.get("UML_DEBUG"):
+        import traceback
+
         traceback.print_exception(error)
     print(f"{red}error: {in_their_words(_plain(failure.message))}{off}", file=sys.stderr)
     if failure.hint:
