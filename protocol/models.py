@@ -1,4 +1,4 @@
-"""What is said of models and backends: files, facts, estimates, specs. All frozen, all plain data."""
+"""What is said of models and backends: files, facts, estimates, specs. Plain frozen data."""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ from uml.protocol.models import MemoryEstimate, ModelFacts
 _MAX_DEFAULT_CONTEXT = 4096
 _DEFAULT_SLOTS = 16
 _PAD = 256
+#: RAM for the KV of conversations that are not being computed: they go on without a new prefill.
+_PREFIX_CACHE = 128 << 20
 #: Bytes per element of the K/V cache types. Source: ggml.c `type_traits`.
 CACHE_TYPES = {
     "f32": 4.0,
@@ -58,6 +60,7 @@ def resolve_options(facts: ModelFacts, options: Mapping[str, Any]) -> dict[str, 
         "cache_type_k": "f16",
         "cache_type_v": "f16",
         "swa_full": True,
+        "prefix_cache_bytes": 0 if facts.type in ("embedding", "rerank") else _PREFIX_CACHE,
         **sizes,
         **given,
         "n_ctx": n_ctx,
@@ -79,7 +82,7 @@ def estimate(facts: ModelFacts, options: Mapping[str, Any], process_bytes: int) 
     parked = int(options.get("prefix_cache_bytes", 0))
     arithmetic = (
         f"{_mb(facts.weights_bytes)} weights + {_mb(kv)} KV cache ({options['kv_cells']} cells) + "
-        f"{_mb(compute)} compute + {_mb(process_bytes)} process"
+        f"{_mb(compute)} compute + {_mb(parked)} prefix cache + {_mb(process_bytes)} process"
     )
     return MemoryEstimate(
         weights_bytes=facts.weights_bytes,

@@ -44,7 +44,7 @@ class Events:
         self._subscribers: set[asyncio.Queue[dict[str, Any]]] = set()
 
     def emit(self, name: str, level: str = "info", **fields: Any) -> None:
-        event = {"at": time.time(), "level": level, "event": name} | fields
+        event: dict[str, Any] = {"at": time.time(), "level": level, "event": name} | fields
         if self._stream is not None and _LEVELS.get(level, 20) >= self._threshold:
             line = json.dumps(event, default=str) if self._json else render_pretty(event)
             # A closed terminal or a full disk must not take the supervisor down.

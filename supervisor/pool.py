@@ -13,6 +13,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,7 @@ class Pool:
         self._receipts: dict[str, asyncio.Future[Receipt]] = {}
         self._history: list[Receipt] = []
         self._ids = itertools.count(1)
+        self._last_words: dict[str, list[str]] = {}
 
     # --- life ------------------------------------------------------------------------------
 
@@ -159,7 +161,7 @@ class Pool:
             request, worker = await self._acquire(
                 model, keep_alive_s, options, tell=sink.waiting, wants_slot=True
             )
-            call = self._calls.start(worker, task, sink, lambda r=request: self._finished(r))
+            call = self._calls.start(worker, task, sink, partial(self._finished, request))
             try:
                 return await asyncio.shield(call.future)
             except asyncio.CancelledError:
@@ -381,6 +383,7 @@ class Pool:
             if not receipt.stuck:
                 self._ledger.leave(worker.token)
             self._note(worker_id, receipt)
+            self._last_words[model] = worker.log.tail(200)
         self._kills.pop(worker_id, None)
         self.measure()
         self._feed(self.scheduler.on_gone(worker_id, residue, self.now()))
@@ -576,10 +579,10 @@ class Pool:
         return report(self.scheduler, self._workers, self._vitals, self._machine, self._history)
 
     def tail(self, model_id: str, lines: int = 50) -> list[str]:
-        """The last lines a model's worker wrote to stderr."""
+        """The last lines a model's worker wrote to stderr, also after its end."""
         state = self.scheduler.worker_of(model_id)
         worker = self._workers.get(state.id) if state else None
-        return worker.log.tail(lines) if worker else []
+        return worker.log.tail(lines) if worker else self._last_words.get(model_id, [])[-lines:]
 
     def loading(self, model_id: str) -> bool:
         state = self.scheduler.worker_of(model_id)

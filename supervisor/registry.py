@@ -244,14 +244,16 @@ class Registry:
 
     def load_seconds(self, model_id: str) -> float | None:
         """How long the last load took."""
-        return self._recorded(model_id, "load_s")
+        value = self._recorded(model_id, "load_s")
+        return float(value) if value is not None else None
 
     def record_footprint(self, model_id: str, bytes_by_device: Mapping[str, int]) -> None:
         self._record(model_id, "footprint", dict(bytes_by_device))
 
     def footprint(self, model_id: str) -> dict[str, int] | None:
         """Bytes per device that the model took when it was last loaded."""
-        return self._recorded(model_id, "footprint")
+        value = self._recorded(model_id, "footprint")
+        return dict(value) if value is not None else None
 
     def _record(self, model_id: str, what: str, value: Any) -> None:
         with self._db:
@@ -274,6 +276,8 @@ class Registry:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
             return _connect(path)
+        except sqlite3.OperationalError:
+            raise  # locked, no disk, no permission: its contents may be well
         except sqlite3.DatabaseError:
             number = 1
             while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():

@@ -88,7 +88,9 @@ async def release(
         free = {d.name: d.free_bytes for d in machine.snapshot()}
         freed = {d: free.get(d, 0) - free_before.get(d, 0) for d in before if d != "ram"}
         ram_freed = ram.freed()
-        freed["ram"] = max(0, ram_freed) if ram_freed is not None else before.get("ram", 0)
+        held = before.get("ram", 0)
+        # The rest of the machine gives back memory too; the receipt speaks of this worker's.
+        freed["ram"] = held if ram_freed is None else min(held, max(0, ram_freed))
         back = {d: _is_back(d, b, after.get(d, 0), freed[d]) for d, b in before.items()}
         if (all(back.values()) and not report.stuck) or time.monotonic() - started > deadline_s:
             break

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,10 +55,9 @@ class Scanner:
         """All candidates, each real file once, in a stable order."""
         found: dict[str, Found] = {}
         for folder, source in self._folders:
-            look: Callable[[str], Iterator[Found]] = (
-                self._ollama if source == "ollama" else lambda f, s=source: self._folder(f, s)
-            )
-            for candidate in look(str(folder)):
+            root = str(folder)
+            here = self._ollama(root) if source == "ollama" else self._folder(root, source)
+            for candidate in here:
                 found.setdefault(os.path.realpath(candidate.path), candidate)
         return sorted(found.values(), key=lambda f: f.path)
 
@@ -86,7 +85,8 @@ class Scanner:
             files, folders = [], []
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.name.startswith("."):
+                    # A name that is no text cannot be typed, nor be sent as JSON.
+                    if entry.name.startswith(".") or not entry.name.isprintable():
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.name)

@@ -11,14 +11,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar, Optional, Union
+from typing import Any, ClassVar
 
 from uml.protocol import messages
 from uml.protocol.errors import InternalError, TaskNotSupported, UmlError
 from uml.protocol.tasks import Task
 
-Delta = Union[str, bytes, dict[str, Any]]
-Progress = Callable[[str, Optional[float]], None]
+Delta = str | bytes | dict[str, Any]
+Progress = Callable[[str, float | None], None]
 
 
 class Outbox:

@@ -7,13 +7,17 @@ spent on it (some libraries crash on such files).
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from uml.protocol.errors import InvalidModel
 from uml.protocol.models import ModelFacts
 from uml.supervisor.formats import fake, gguf
 
-#: File name's ending -> the module that reads it.
-READERS = {".gguf": gguf, ".fake.json": fake}
+#: File name's ending -> what reads its facts.
+READERS: dict[str, Callable[[str], ModelFacts]] = {
+    ".gguf": gguf.read_facts,
+    ".fake.json": fake.read_facts,
+}
 
 
 def is_model(name: str) -> bool:
@@ -30,7 +34,7 @@ def read_facts(path: str) -> ModelFacts:
         raise FileNotFoundError(path)
     for ending, reader in READERS.items():
         if path.lower().endswith(ending):
-            return reader.read_facts(path)
+            return reader(path)
     with open(path, "rb") as f:
         if f.read(4) == gguf.MAGIC:  # blobs of other programs' stores have no ending
             return gguf.read_facts(path)

@@ -33,7 +33,7 @@ def fetch(spec: str, work: Path, report: Report) -> list[Path]:
         raise BadRequest(f"hf:{spec} is not understood: give hf:org/repo[:file or quant]")
     try:
         from huggingface_hub import HfApi, hf_hub_download
-        from huggingface_hub.utils import HfHubHTTPError
+        from huggingface_hub.errors import HfHubHTTPError
     except ImportError:
         raise InternalError(
             "hf: sources need the huggingface_hub package: "

@@ -84,7 +84,7 @@ def get_archive(package: str, version: str, report: Report) -> Path:
         known = json.loads(note.read_text())
         cached = folder / known["name"]
         if cached.stat().st_size == known["size"]:
-            return cached
+            return Path(cached)
     except (OSError, ValueError, KeyError):
         pass  # not fetched yet
     archive = find(package, version)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from uml.supervisor.budget import Budget, DeviceMemory, place
 from uml.supervisor.eviction import Candidate, pick_victims
 

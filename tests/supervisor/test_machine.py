@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from uml.supervisor import machine
 
 

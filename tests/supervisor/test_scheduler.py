@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from uml.protocol.errors import LoadFailed, WorkerDied
-from uml.supervisor.states import State
 
 from tests.supervisor.world import MB, PROCESS, World, need
+from uml.protocol.errors import LoadFailed, WorkerDied
+from uml.supervisor.states import State
 
 
 def test_request_for_an_unloaded_model_spawns_loads_and_grants() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from uml.protocol.errors import WorkerDied
-from uml.supervisor.states import State
 
 from tests.supervisor.world import MB, World, need
+from uml.protocol.errors import WorkerDied
+from uml.supervisor.states import State
 
 SIZES = {"a": 300 * MB, "b": 500 * MB, "c": 700 * MB, "d": 950 * MB}
 MODELS = st.sampled_from(sorted(SIZES))

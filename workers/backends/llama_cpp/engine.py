@@ -105,7 +105,7 @@ class Engine:
         if status:
             self._refused(status)
             return
-        rows = self._logits(len(outputs)) if outputs else None  # waits for the result
+        rows = self._logits(len(outputs))  # waits for the result
         if self._batch.count > len(outputs):
             self._pace.observe(self._batch.count, time.monotonic() - begin)
         self.steps += 1
@@ -252,6 +252,9 @@ class Engine:
 
     def _logits(self, count: int) -> Any:
         """The output rows, without a copy: valid until the next decode."""
+        if not count:
+            lib.llama_synchronize(self._context)
+            return ()
         pointer = lib.llama_get_logits(self._context)
         key = ctypes.cast(pointer, ctypes.c_void_p).value or 0, count
         rows = self._rows.get(key)
@@ -259,7 +262,7 @@ class Engine:
             if len(self._rows) > 4 * len(self._slots.slots):
                 self._rows.clear()  # the library moved its buffer
             buffer = (ctypes.c_float * (count * self._vocab.size)).from_address(key[0])
-            rows = np.frombuffer(buffer, np.float32).reshape(count, self._vocab.size)
+            rows = np.frombuffer(memoryview(buffer), np.float32).reshape(count, self._vocab.size)
             self._rows[key] = rows
         return rows
 

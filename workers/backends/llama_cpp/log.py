@@ -31,8 +31,8 @@ class Log:
         """The last errors, for people."""
         return "; ".join(self._errors)
 
-    def bytes(self, purpose: str) -> int:
-        return sum(size for (_, what), size in self.buffers.items() if what == purpose)
+    def size(self, purpose: str) -> int:
+        return sum(n for (_, what), n in self.buffers.items() if what == purpose)
 
     def memory(self) -> dict[str, int]:
         """Device -> bytes, as the supervisor names devices; "mapped" are weights in files, which

@@ -66,12 +66,13 @@ def read(given: Mapping[str, Any], trained: int, *, embedding: bool = False) -> 
     ceiling = trained or 1 << 20
     n_ctx = min(_integer(values, "n_ctx", min(ceiling, 4096), 1), ceiling)
     slots = _integer(values, "slots", 16, 1, MAX_SLOTS)
-    cells = _integer(values, "kv_cells", max(n_ctx, min(slots, 8) * n_ctx // 2), 1)
     batch = _integer(values, "n_batch", 512, 1)
     if embedding:
         # An encoder looks at whole texts at once, so a text has to fit into one batch.
-        batch = max(batch, pad(n_ctx))
-        cells = max(batch, cells)
+        batch = pool = max(batch, pad(n_ctx))
+    else:
+        pool = max(n_ctx, min(slots, 8) * n_ctx // 2)
+    cells = _integer(values, "kv_cells", pool, 1)
     return Options(
         n_ctx=n_ctx,
         slots=slots,

@@ -8,27 +8,18 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
 import jinja2.sandbox
 
 from uml.protocol.errors import BadRequest
 from uml.workers.backends.llama_cpp.messages import arguments_as_text, merge_system
 
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks an answer's tokens for training; here it is only its content."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+#: Marks an answer's tokens for training; means nothing here.
+_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 
 class ChatTemplate:
@@ -40,14 +31,14 @@ class ChatTemplate:
         env = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols", _Generation],
+            extensions=["jinja2.ext.loopcontrols"],
         )
         env.filters["tojson"] = _tojson
         env.globals["raise_exception"] = _raise
         env.globals["strftime_now"] = _now
         self._fixed = {"bos_token": bos, "eos_token": eos}
         try:
-            self._template = env.from_string(source)
+            self._template = env.from_string(_GENERATION.sub("", source))
         except jinja2.TemplateError as e:
             raise BadRequest(f"the model's chat template is broken: {e}") from e
 
@@ -65,7 +56,7 @@ class ChatTemplate:
         refusal: Exception | None = None
         for attempt in _attempts(messages):
             try:
-                return self._template.render(
+                text: str = self._template.render(
                     {
                         "documents": None,
                         "add_generation_prompt": True,
@@ -75,6 +66,7 @@ class ChatTemplate:
                         "messages": attempt(),
                     }
                 )
+                return text
             except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as e:
                 refusal = refusal or e
         raise BadRequest(f"the model's chat template refuses: {refusal}", param="messages")
