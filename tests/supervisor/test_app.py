@@ -53,6 +53,8 @@ class Process:
             text=True,
         )
         self.lines: list[str] = []
+        self._connections: list[http.client.HTTPConnection] = []
+        self._responses: list[http.client.HTTPResponse] = []
         self._reading = threading.Thread(target=self._read)
         self._reading.start()
         assert self.popen.stdout
@@ -65,9 +67,11 @@ class Process:
 
     def ask(self, method: str, path: str, body: Any = None) -> http.client.HTTPResponse:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        self._connections.append(connection)
         data = None if body is None else json.dumps(body)
         connection.request(method, path, data, {"Content-Type": "application/json"})
-        return connection.getresponse()
+        self._responses.append(connection.getresponse())
+        return self._responses[-1]
 
     def chat(self, text: str, **body: Any) -> http.client.HTTPResponse:
         messages = [{"role": "user", "content": text}]
@@ -85,6 +89,8 @@ class Process:
             self.popen.kill()
         self.popen.wait()
         self._reading.join()
+        for closing in (*self._responses, *self._connections):
+            closing.close()
         for stream in (self.popen.stdout, self.popen.stderr):
             assert stream
             stream.close()
