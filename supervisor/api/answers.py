@@ -157,12 +157,18 @@ def completion_answer(
         {
             "index": index,
             "text": output.choice(index).text,
-            "logprobs": text_logprobs(output.choice(index).logprobs, 0) if logprobs else None,
+            "logprobs": _logprobs_of(output.choice(index)) if logprobs else None,
             "finish_reason": reason,
         }
         for index, reason in enumerate(finish)
     ]
     return _answer("cmpl", "text_completion", model, choices, usage, timings)
+
+
+def _logprobs_of(choice: Choice) -> dict[str, Any]:
+    """What was echoed comes before the first token."""
+    echoed = len(choice.text) - sum(len(t["token"]) for t in choice.logprobs)
+    return text_logprobs(choice.logprobs, max(0, echoed))
 
 
 def _answer(
@@ -185,9 +191,16 @@ def _answer(
     return answer | ({"timings": dict(timings)} if timings else {})
 
 
+# A worker says of a token: token (its text), logprob, bytes, and top, a list of the same for the
+# likeliest ones.
+
+
 def chat_logprobs(tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The newer shape: a list of tokens with their alternatives, as workers send it."""
-    return {"content": list(tokens), "refusal": None}
+    """The newer shape: a list of tokens with their alternatives."""
+    content = [{**t, "top_logprobs": list(t.get("top") or ())} for t in tokens]
+    for entry in content:
+        entry.pop("top", None)
+    return {"content": content, "refusal": None}
 
 
 def text_logprobs(tokens: Sequence[Mapping[str, Any]], offset: int) -> dict[str, Any]:
@@ -199,9 +212,7 @@ def text_logprobs(tokens: Sequence[Mapping[str, Any]], offset: int) -> dict[str,
     return {
         "tokens": [t["token"] for t in tokens],
         "token_logprobs": [t.get("logprob") for t in tokens],
-        "top_logprobs": [
-            {a["token"]: a["logprob"] for a in t.get("top_logprobs") or ()} for t in tokens
-        ],
+        "top_logprobs": [{a["token"]: a["logprob"] for a in t.get("top") or ()} for t in tokens],
         "text_offset": offsets,
     }
 

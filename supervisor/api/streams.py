@@ -118,11 +118,13 @@ class CompletionStream(_Stream):
         if isinstance(delta, str):
             head = self._heads.get(index) or self._begin(index)
             self._outlet.send(head + quote(delta) + self._tail)
+            self._offsets[index] += len(delta)
         elif isinstance(delta, dict):
             self._rare(index, delta)
 
     def _begin(self, index: int) -> str:
         head = f'{self._open}"choices":[{{"index":{index},"text":'
+        self._offsets.setdefault(index, 0)
         self._heads[index] = head
         return head
 

@@ -16,7 +16,8 @@ from uml.supervisor.api.answers import Collector
 from uml.supervisor.api.streams import ChatStream, CompletionStream
 from uml.supervisor.api.waiting import Wait
 
-TOKEN = {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}
+TOKEN = {"token": "a", "logprob": -0.5, "bytes": [97], "top": []}
+SHOWN = {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}
 
 
 class Outlet:
@@ -104,7 +105,7 @@ def test_chat_stream_of_rarer_deltas() -> None:
     choices = [c["choices"][0] for c in said(outlet)[1:-1]]
     assert choices[0]["delta"] == {"reasoning_content": "hm"}
     assert choices[1]["delta"] == {"content": "a"}
-    assert choices[1]["logprobs"] == {"content": [TOKEN], "refusal": None}
+    assert choices[1]["logprobs"] == {"content": [SHOWN], "refusal": None}
     assert choices[2]["delta"] == {"tool_calls": [call]}
     assert choices[3]["finish_reason"] == "tool_calls" and len(choices) == 4
 
@@ -113,6 +114,7 @@ def test_completion_stream_shape_and_offsets() -> None:
     outlet = Outlet()
     sink = CompletionStream(outlet, "m", False)  # type: ignore[arg-type]
     sink.chunk(0, "plain")
+    sink.chunk(1, "echo")
     sink.chunk(1, {"text": "a", "logprobs": [TOKEN]})
     sink.chunk(1, {"text": "a", "logprobs": [TOKEN]})
     sink.end(["stop", "stop"], {})
@@ -120,8 +122,8 @@ def test_completion_stream_shape_and_offsets() -> None:
     assert done == "[DONE]" and all(c["object"] == "text_completion" for c in chunks)
     choices = [c["choices"][0] for c in chunks]
     assert choices[0] == {"index": 0, "text": "plain", "logprobs": None, "finish_reason": None}
-    assert [c["logprobs"]["text_offset"] for c in choices[1:3]] == [[0], [1]]
-    assert [c["finish_reason"] for c in choices[3:]] == ["stop", "stop"]
+    assert [c["logprobs"]["text_offset"] for c in choices[2:4]] == [[4], [5]]
+    assert [c["finish_reason"] for c in choices[4:]] == ["stop", "stop"]
 
 
 def test_chat_answer_collects_all_kinds_of_output() -> None:
@@ -140,7 +142,7 @@ def test_chat_answer_collects_all_kinds_of_output() -> None:
         "refusal": None,
         "reasoning_content": "hm",
     }
-    assert first["logprobs"]["content"] == [TOKEN] and first["finish_reason"] == "stop"
+    assert first["logprobs"]["content"] == [SHOWN] and first["finish_reason"] == "stop"
     function = {"name": "f", "arguments": '{"a":1}'}
     assert second["message"]["content"] is None
     assert second["message"]["tool_calls"] == [
@@ -150,14 +152,15 @@ def test_chat_answer_collects_all_kinds_of_output() -> None:
 
 def test_completion_answer_has_the_older_logprobs() -> None:
     sink = Collector()
-    other = TOKEN | {"top_logprobs": [{"token": "b", "logprob": -2.0}]}
+    other = TOKEN | {"top": [{"token": "b", "logprob": -2.0}]}
+    sink.chunk(0, "echoed ")
     sink.chunk(0, {"text": "aa", "logprobs": [TOKEN, other]})
     answer = answers.completion_answer("m", sink, ["stop"], {}, True, {})
     assert answer["choices"][0]["logprobs"] == {
         "tokens": ["a", "a"],
         "token_logprobs": [-0.5, -0.5],
         "top_logprobs": [{}, {"b": -2.0}],
-        "text_offset": [0, 1],
+        "text_offset": [7, 8],
     }
 
 
