@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from uml.protocol.errors import BadRequest
 from uml.protocol.models import MemoryEstimate, ModelFacts
 
 _MAX_DEFAULT_CONTEXT = 4096
+#: An embedding model with a vocabulary's width of output computes that for every token at once.
+_MAX_DEFAULT_WIDE = 1024
 _DEFAULT_SLOTS = 16
+_EMBEDDING_SLOTS = 32
+_BATCH = 512
 _PAD = 256
-#: RAM for the KV of conversations that are not being computed: they go on without a new prefill.
-_PREFIX_CACHE = 128 << 20
+#: RAM for the KV of conversations that are not in the pool.
+_PREFIX_CACHE_BYTES = 256 << 20
 #: Bytes per element of the K/V cache types. Source: ggml.c `type_traits`.
 CACHE_TYPES = {
     "f32": 4.0,
@@ -33,42 +38,65 @@ CACHE_TYPES = {
 def resolve_options(facts: ModelFacts, options: Mapping[str, Any]) -> dict[str, Any]:
     """`options` with every size filled in.
 
-    n_ctx: tokens one request may use. slots: requests at once. kv_cells: cells of the pool that all
-    of them share, half of what eight full contexts would take: few requests use all of theirs, and
-    when the pool runs out the youngest waits. n_batch, n_ubatch: tokens per step.
+    n_ctx: tokens one request may use, never more than trained. slots: requests at once. kv_cells:
+    cells of the pool that all of them share, half of what eight full contexts would take: few
+    requests use all of theirs, and when the pool runs out the youngest waits. n_batch, n_ubatch:
+    tokens per step. prefix_cache_bytes: RAM for conversations outside the pool.
+
+    Raises: BadRequest, naming the option.
     """
     given = {
         k: v for k, v in {**facts.extra.get("options", {}), **options}.items() if v is not None
     }
     if facts.format == "fake":
         return {"n_ctx": facts.context_length, "slots": 4, **given}
-    trained = facts.context_length or _MAX_DEFAULT_CONTEXT
-    n_ctx = int(given.get("n_ctx") or min(trained, _MAX_DEFAULT_CONTEXT))
-    if facts.type in ("embedding", "rerank"):
-        n_ctx = min(n_ctx, trained)
-        slots = int(given.get("slots") or 32)
-        batch = _pad(max(n_ctx, 512))
-        sizes = {"kv_cells": batch, "n_batch": batch, "n_ubatch": batch}
-    else:
-        slots = int(given.get("slots") or _DEFAULT_SLOTS)
-        sizes = {
-            "kv_cells": _pad(max(n_ctx, min(slots, 8) * n_ctx // 2)),
-            "n_batch": 512,
-            "n_ubatch": 512,
-        }
-    resolved = {
-        "cache_type_k": "f16",
-        "cache_type_v": "f16",
-        "swa_full": True,
-        "prefix_cache_bytes": 0 if facts.type in ("embedding", "rerank") else _PREFIX_CACHE,
-        **sizes,
-        **given,
+    if "gpu_layers" in given:  # the configuration's word for it
+        given["n_gpu_layers"] = given.pop("gpu_layers")
+    trained = facts.context_length or 1 << 24
+    sizes = (_vector_sizes if _makes_vectors(facts) else _text_sizes)(facts, given, trained)
+    resolved = {"swa_full": True, "flash_attention": "auto", **given, **sizes}
+    for key in ("cache_type_k", "cache_type_v"):
+        resolved.setdefault(key, "f16")
+        if resolved[key] not in CACHE_TYPES:
+            raise BadRequest(f"{key} is {resolved[key]!r}; known are {', '.join(CACHE_TYPES)}")
+    return resolved
+
+
+def _text_sizes(facts: ModelFacts, given: Mapping[str, Any], trained: int) -> dict[str, int]:
+    n_ctx = min(_whole(given, "n_ctx", min(trained, _MAX_DEFAULT_CONTEXT)), trained)
+    slots = _whole(given, "slots", _DEFAULT_SLOTS)
+    cells = _whole(given, "kv_cells", min(slots, 8) * n_ctx // 2)
+    batch = max(_whole(given, "n_batch", _BATCH), slots)
+    return {
         "n_ctx": n_ctx,
         "slots": slots,
+        "kv_cells": _pad(max(cells, n_ctx)),
+        "n_batch": batch,
+        "n_ubatch": min(_whole(given, "n_ubatch", batch), batch),
+        "prefix_cache_bytes": _whole(given, "prefix_cache_bytes", _PREFIX_CACHE_BYTES, 0),
     }
-    resolved["kv_cells"] = max(_pad(resolved["kv_cells"]), _pad(n_ctx))
-    resolved["n_ubatch"] = min(resolved["n_ubatch"], resolved["n_batch"])
-    return resolved
+
+
+def _vector_sizes(facts: ModelFacts, given: Mapping[str, Any], trained: int) -> dict[str, int]:
+    """A text is looked at as a whole, so it has to fit into one batch."""
+    default = _MAX_DEFAULT_CONTEXT if _keeps_nothing(facts) else _MAX_DEFAULT_WIDE
+    n_ctx = min(_whole(given, "n_ctx", min(trained, default)), trained)
+    batch = max(_whole(given, "n_batch", _BATCH), _pad(n_ctx))
+    return {
+        "n_ctx": n_ctx,
+        "slots": _whole(given, "slots", _EMBEDDING_SLOTS),
+        "kv_cells": _pad(max(_whole(given, "kv_cells", batch), batch)),
+        "n_batch": batch,
+        "n_ubatch": batch,
+        "prefix_cache_bytes": 0,
+    }
+
+
+def _whole(given: Mapping[str, Any], key: str, default: int, low: int = 1) -> int:
+    value = given.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 1 << 31:
+        raise BadRequest(f"{key} is {value!r}; it has to be a whole number from {low}")
+    return value
 
 
 def estimate(facts: ModelFacts, options: Mapping[str, Any], process_bytes: int) -> MemoryEstimate:
@@ -79,57 +107,96 @@ def estimate(facts: ModelFacts, options: Mapping[str, Any], process_bytes: int) 
         process = process_bytes + (ram if options.get("device") else 0)
         return MemoryEstimate(weights, 0, 0, process, arithmetic=f"{weights} bytes declared")
     kv, compute = kv_bytes(facts, options), compute_bytes(facts, options)
-    parked = int(options.get("prefix_cache_bytes", 0))
-    arithmetic = (
-        f"{_mb(facts.weights_bytes)} weights + {_mb(kv)} KV cache ({options['kv_cells']} cells) + "
-        f"{_mb(compute)} compute + {_mb(parked)} prefix cache + {_mb(process_bytes)} process"
-    )
+    parked = int(options["prefix_cache_bytes"])
+    cells = int(options["kv_cells"])
+    terms = [
+        f"{_mb(facts.weights_bytes)} weights",
+        f"{_mb(kv)} KV cache ({cells} cells x {kv / cells / 1000:.1f} KB)" if kv else "",
+        f"{_mb(compute)} compute",
+        f"{_mb(parked)} parked conversations" if parked else "",
+        f"{_mb(process_bytes)} process",
+    ]
     return MemoryEstimate(
         weights_bytes=facts.weights_bytes,
         kv_bytes=kv,
-        compute_bytes=compute + parked,
-        process_bytes=process_bytes,
-        arithmetic=arithmetic,
+        compute_bytes=compute,
+        process_bytes=process_bytes + parked,  # in RAM wherever the model is
+        arithmetic=" + ".join(filter(None, terms)),
     )
 
 
 def kv_bytes(facts: ModelFacts, options: Mapping[str, Any]) -> int:
-    """The K/V cache, to the byte as llama.cpp logs it.
+    """Keys, values and recurrent states, to the byte as llama.cpp logs them.
 
-    Source: llama.cpp's llama-kv-cache.cpp and llama-kv-cache-iswa.cpp (window layers hold
-    min(cells, window x sequences + ubatch) cells unless swa_full).
+    Source: llama.cpp's llama-kv-cache.cpp, llama-memory-recurrent.cpp (a state per sequence).
     """
-    if facts.extra.get("has_encoder") and facts.type in ("embedding", "rerank"):
+    if _keeps_nothing(facts):
         return 0
-    cells = int(options["kv_cells"])
-    per_k = CACHE_TYPES[str(options.get("cache_type_k", "f16"))]
-    per_v = CACHE_TYPES[str(options.get("cache_type_v", "f16"))]
-    window_cells = cells
-    if not options.get("swa_full", True) and facts.sliding_window:
-        wanted = facts.sliding_window * int(options["slots"]) + int(options["n_ubatch"])
-        window_cells = _pad(min(cells, wanted))
+    cells, window_cells = int(options["kv_cells"]), _window_cells(facts, options)
+    per_k = CACHE_TYPES[str(options["cache_type_k"])]
+    per_v = CACHE_TYPES[str(options["cache_type_v"])]
+    row = facts.key_length * per_k + facts.value_length * per_v
+    window_row = (
+        facts.extra.get("window_key_length", facts.key_length) * per_k
+        + facts.extra.get("window_value_length", facts.value_length) * per_v
+    )
     total = 0.0
     for layer, heads in enumerate(facts.head_count_kv):
         windowed = layer < len(facts.swa_layers) and facts.swa_layers[layer]
-        row = heads * (facts.key_length * per_k + facts.value_length * per_v)
-        total += row * (window_cells if windowed else cells)
-    return int(total)
+        total += heads * (window_row * window_cells if windowed else row * cells)
+    return int(total) + int(facts.extra.get("state_bytes", 0)) * int(options["slots"])
+
+
+def _window_cells(facts: ModelFacts, options: Mapping[str, Any]) -> int:
+    """Cells of layers that see only a window. Source: llama.cpp's llama-kv-cache-iswa.cpp."""
+    cells = int(options["kv_cells"])
+    if options["swa_full"] or not facts.sliding_window:
+        return cells
+    wanted = facts.sliding_window * int(options["slots"]) + int(options["n_ubatch"])
+    return _pad(min(cells, wanted))
 
 
 def compute_bytes(facts: ModelFacts, options: Mapping[str, Any]) -> int:
-    """Scratch of one step and the output rows.
+    """Scratch of one step and the rows of results.
 
-    Fitted to what llama.cpp (CPU, flash attention) reports for llama, gemma3 and bert models over
-    n_ubatch 128..512: the larger of the output phase, (vocab + 2 embedding) floats per token, and a
-    layer's, (feed-forward + 3 embedding).
+    Scratch is the larger of two phases: the output's, where each token has its embedding and each
+    result a row of the vocabulary; and a layer's, fitted to what llama.cpp (CPU) reports for llama,
+    gemma3 and bert models over n_ubatch 128..512, 1..32 slots and 512..131,072 cells.
     """
-    ubatch, vocab = int(options["n_ubatch"]), facts.vocab_size
-    encoder = facts.type in ("embedding", "rerank")
-    output = 0 if encoder else vocab + 2 * facts.embedding_length
-    layer = facts.feed_forward_length + 3 * facts.embedding_length
-    mask = ubatch * ubatch * 4 if encoder else 0
-    rows = int(options["slots"]) * vocab * 4
-    return ubatch * 4 * max(output, layer) + mask + rows
+    tokens, slots, width = int(options["n_ubatch"]), int(options["slots"]), facts.embedding_length
+    vectors = _makes_vectors(facts)
+    results = (0 if _keeps_nothing(facts) else tokens) if vectors else min(slots, tokens)
+    output = results * (facts.vocab_size + 2 * width) + (tokens - results) * width
+    layer = tokens * _layer_floats(facts, options) if facts.block_count else 0
+    rows = slots * (facts.vocab_size + (width if vectors else 0))
+    return 4 * (max(output, layer) + rows)
+
+
+def _layer_floats(facts: ModelFacts, options: Mapping[str, Any]) -> int:
+    """32-bit floats per token in a layer: activations, and masks as wide as the cache. Without
+    flash attention the scores of all heads are that wide, too."""
+    width, heads = facts.embedding_length, facts.head_count
+    queries = heads * facts.key_length
+    forward = facts.extra.get("active_feed_forward", facts.feed_forward_length)
+    forward *= 3 if facts.extra.get("gated") else 1
+    if _keeps_nothing(facts):
+        seen, queries = int(options["n_ubatch"]), 0
+    else:
+        seen = int(options["kv_cells"])
+        seen += _window_cells(facts, options) if facts.sliding_window else 0
+    if options["flash_attention"] != "off":
+        return int(forward + 3 * width + queries + seen // 2)
+    kv = max(facts.head_count_kv, default=0) * (facts.key_length + facts.value_length)
+    scores = heads * int(options["kv_cells"]) + 3 * width + 2 * queries + kv
+    return int(seen + max(scores, forward + 3 * width + queries))
+
+
+def _makes_vectors(facts: ModelFacts) -> bool:
+    return facts.type in ("embedding", "rerank")
+
+
+def _keeps_nothing(facts: ModelFacts) -> bool:
+    return bool(facts.extra.get("keeps_nothing"))
 
 
 def _pad(cells: int) -> int:

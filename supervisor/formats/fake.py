@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 from uml.protocol.errors import InvalidModel
 from uml.protocol.models import ModelFacts
@@ -19,11 +20,12 @@ def read_facts(path: str) -> ModelFacts:
     """Raises: InvalidModel."""
     try:
         with open(path, encoding="utf-8") as f:
-            data = json.load(f)
-    except ValueError as e:
-        raise InvalidModel(f"not JSON: {e}") from e
-    if not isinstance(data, dict):
-        raise InvalidModel("not a JSON object")
+            return _facts(json.load(f), os.path.basename(path).removesuffix(_SUFFIX))
+    except (ValueError, TypeError, AttributeError, RecursionError) as e:
+        raise InvalidModel(f"not a fake model's JSON: {e}") from e
+
+
+def _facts(data: dict[str, Any], name: str) -> ModelFacts:
     weights, device = int(data.get("weights_bytes", 0)), data.get("device")
     options = dict(data.get("options", {}))
     if device:
@@ -34,7 +36,7 @@ def read_facts(path: str) -> ModelFacts:
         type=data.get("type", "llm"),
         arch="fake",
         tasks=tuple(data.get("tasks", ("chat", "complete", "embed"))),
-        name=data.get("name", os.path.basename(path).removesuffix(_SUFFIX)),
+        name=str(data.get("name", name)),
         context_length=int(data.get("n_ctx", 4096)),
         weights_bytes=weights,
         chat_template="fake",

@@ -1,4 +1,4 @@
-"""GGUF models: facts from the header, shards, sliding windows.
+"""GGUF models: facts from the header, shards, what kind of model it is.
 
 Source of the key names: ggml's docs/gguf.md and llama.cpp's llama-arch.cpp.
 """
@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from uml.protocol.errors import InvalidModel
 from uml.protocol.models import ModelFacts
 from uml.supervisor.formats.gguf_header import MAGIC, Counted, Header, Tensor, read_header
+from uml.supervisor.formats.gguf_layers import DIFFUSION, ENCODERS, Layers, number, read_layers
 
-__all__ = ["MAGIC", "read_facts", "shards"]
+__all__ = ["MAGIC", "read_facts", "shard_number", "shards"]
 
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.gguf$", re.IGNORECASE)
 
@@ -56,34 +58,8 @@ _FILE_TYPES = {
     39: "NVFP4",
     40: "Q1_0",
 }
-_ENCODERS = {
-    "bert",
-    "nomic-bert",
-    "nomic-bert-moe",
-    "jina-bert-v2",
-    "jina-bert-v3",
-    "neo-bert",
-    "modern-bert",
-    "eurobert",
-    "t5encoder",
-    "gemma-embedding",
-}
-_RECURRENT = {"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"}
-_HYBRID = {"jamba", "falcon-h1", "granitehybrid", "lfm2", "lfm2moe", "plamo2", "nemotron_h"}
-#: Every n-th layer sees everything, the others a window; True = the dense one comes first.
-#: Source: llama.cpp's `set_swa_pattern` calls.
-_SWA_PATTERNS: dict[str, tuple[int, bool]] = {
-    "gemma2": (2, False),
-    "gemma3": (6, False),
-    "gemma3n": (5, False),
-    "gemma-embedding": (6, False),
-    "cohere2": (4, False),
-    "olmo2": (4, False),
-    "exaone4": (4, False),
-    "gpt-oss": (2, False),
-    "smallthinker": (4, True),
-    "modern-bert": (3, True),
-}
+#: `general.type` of files that belong to a model and are none.
+_PARTS = {"adapter": "a LoRA adapter", "imatrix": "an importance matrix"}
 _RANK_POOLING = 4
 
 
@@ -99,10 +75,10 @@ def shards(path: str) -> tuple[str, ...]:
     total = int(match["total"])
     # The set is closed by its own names: at most 99,999, and each has to exist.
     found = []
-    for number in range(1, total + 1):
-        part = os.path.join(folder, f"{match['stem']}-{number:05d}-of-{match['total']}.gguf")
+    for i in range(1, total + 1):
+        part = os.path.join(folder, f"{match['stem']}-{i:05d}-of-{match['total']}.gguf")
         if not os.path.exists(part):
-            raise InvalidModel(f"part {number} of {total} is missing: {os.path.basename(part)}")
+            raise InvalidModel(f"part {i} of {total} is missing: {os.path.basename(part)}")
         found.append(part)
     return tuple(found)
 
@@ -126,21 +102,19 @@ def read_facts(path: str) -> ModelFacts:
 
 def _facts(header: Header, tensors: list[Tensor]) -> ModelFacts:
     meta = header.metadata
-    arch = str(meta.get("general.architecture", ""))
+    arch = str(meta.get("general.architecture", ""))[:64]
     if not arch:
         raise InvalidModel("corrupt: general.architecture is missing")
+    if part := _PARTS.get(str(meta.get("general.type"))):
+        raise InvalidModel(f"{part}, which is no model of its own")
+    if not tensors:
+        raise InvalidModel("no model: the file holds no tensors")
 
     def key(name: str, default: Any = 0) -> Any:
         return meta.get(f"{arch}.{name}", default)
 
-    layers = _number(key("block_count"))
-    heads = _number(_first(key("attention.head_count")))
-    embedding = _number(key("embedding_length"))
-    kv_heads = key("attention.head_count_kv", heads)
-    per_layer = kv_heads if isinstance(kv_heads, list) else [kv_heads] * min(layers, 4096)
-    head_size = embedding // heads if heads else 0
-    window = _number(_first(key("attention.sliding_window")))
-    kind = _type(arch, meta)
+    kind = _type(arch, key)
+    layers = read_layers(arch, key)
     template = meta.get("tokenizer.chat_template")
     has_template = isinstance(template, str)
     vocab = meta.get("tokenizer.ggml.tokens")
@@ -149,41 +123,65 @@ def _facts(header: Header, tensors: list[Tensor]) -> ModelFacts:
         type=kind,
         arch=arch,
         tasks=_tasks(kind, has_template),
-        name=str(meta.get("general.name", "")),
+        name=str(meta.get("general.name", ""))[:200],
         quantization=_quantization(meta, tensors),
         parameters=sum(t.elements for t in tensors),
-        context_length=_number(key("context_length")),
-        embedding_length=embedding,
-        feed_forward_length=_number(_first(key("feed_forward_length"))),
-        vocab_size=_length(vocab) or _number(key("vocab_size")),
-        block_count=layers,
-        head_count=heads,
-        head_count_kv=tuple(_number(h) for h in per_layer),
-        key_length=_number(key("attention.key_length", head_size)),
-        value_length=_number(key("attention.value_length", head_size)),
-        sliding_window=window,
-        swa_layers=_swa_layers(arch, layers, window, key("attention.sliding_window_pattern", None)),
+        context_length=number(key("context_length")),
+        embedding_length=number(key("embedding_length")),
+        feed_forward_length=number(key("feed_forward_length")),
+        vocab_size=_length(vocab) or number(key("vocab_size")),
+        block_count=number(key("block_count")),
+        head_count=number(key("attention.head_count")),
+        head_count_kv=layers.head_count_kv,
+        key_length=layers.key_length,
+        value_length=layers.value_length,
+        sliding_window=layers.window,
+        swa_layers=layers.windowed,
         weights_bytes=sum(t.size_bytes for t in tensors),
         embedding_bytes=sum(
             t.size_bytes for t in tensors if t.name in ("token_embd.weight", "output.weight")
         ),
-        recurrent=arch in _RECURRENT or arch in _HYBRID,
+        recurrent=layers.recurrent,
         chat_template=template if has_template else None,
-        license=str(meta.get("general.license", "")),
-        extra={"has_encoder": arch in _ENCODERS or arch == "t5"},
+        license=str(meta.get("general.license", ""))[:200],
+        extra={
+            k: v
+            for k, v in {
+                "keeps_nothing": arch in ENCODERS or arch in DIFFUSION,
+                "gated": any(
+                    t.name.endswith(("ffn_gate.weight", "gate_exps.weight")) for t in tensors
+                ),
+                "active_feed_forward": _active(key),
+                **_window_lengths(layers),
+                "state_bytes": layers.state_bytes,
+                "rope_scaling": key("rope.scaling.type", ""),
+                **(_projector(key) if kind == "projector" else {}),
+            }.items()
+            if v
+        },
     )
 
 
-def _number(value: Any) -> int:
-    """A metadata number; anything else, or a negative one, counts as absent."""
-    return int(value) if isinstance(value, (int, float)) and 0 <= value < 1 << 53 else 0
+def _window_lengths(layers: Layers) -> dict[str, int]:
+    """Per head, where windowed layers have heads of another size."""
+    lengths = {"key": layers.window_key_length, "value": layers.window_value_length}
+    if not layers.window or tuple(lengths.values()) == (layers.key_length, layers.value_length):
+        return {}
+    return {f"window_{name}_length": length for name, length in lengths.items()}
 
 
-def _first(value: Any) -> Any:
-    """Some models give one number per layer: the largest stands for all."""
-    if isinstance(value, list):
-        return max((_number(v) for v in value), default=0)
-    return value
+def _active(key: Callable[..., Any]) -> int:
+    """Feed-forward values of one token: of the dense layers, or of the experts that are used."""
+    used, each = number(key("expert_used_count")), number(key("expert_feed_forward_length"))
+    dense = number(key("feed_forward_length"))
+    return max(dense, used * (each or dense) + number(key("expert_shared_feed_forward_length")))
+
+
+def _projector(key: Callable[..., Any]) -> dict[str, Any]:
+    """What turns images or sound into a model's embeddings. Source: llama.cpp's clip-impl.h."""
+    senses = [s for s in ("vision", "audio") if key(f"has_{s}_encoder", False) is True]
+    lengths = (number(key(f"{sense}.projection_dim")) for sense in senses)
+    return {"modalities": senses, "projection_dim": max(lengths, default=0)}
 
 
 def _length(value: Any) -> int:
@@ -192,14 +190,14 @@ def _length(value: Any) -> int:
     return len(value) if isinstance(value, list) else 0
 
 
-def _type(arch: str, meta: dict[str, Any]) -> str:
+def _type(arch: str, key: Callable[..., Any]) -> str:
     if arch == "clip":
         return "projector"
-    if meta.get(f"{arch}.pooling_type") == _RANK_POOLING:
+    pooling = number(key("pooling_type"))
+    if pooling == _RANK_POOLING:
         return "rerank"
-    if arch in _ENCODERS or meta.get(f"{arch}.pooling_type"):
-        return "embedding"
-    return "llm"
+    sees_all = key("attention.causal", True) is False and arch not in DIFFUSION
+    return "embedding" if arch in ENCODERS or pooling or sees_all else "llm"
 
 
 def _tasks(kind: str, has_template: bool) -> tuple[str, ...]:
@@ -209,27 +207,12 @@ def _tasks(kind: str, has_template: bool) -> tuple[str, ...]:
 
 
 def _quantization(meta: dict[str, Any], tensors: list[Tensor]) -> str:
-    label = _FILE_TYPES.get(_number(meta.get("general.file_type", 1 << 20)))
-    if label:
+    """The file's own word for it, else the type most of its bytes are of."""
+    file_type = meta.get("general.file_type")
+    label = _FILE_TYPES.get(file_type, "-") if isinstance(file_type, int) else "-"
+    if label != "-":
         return label
     sizes: Counter[str] = Counter()
     for t in tensors:
         sizes[t.type] += t.size_bytes
-    return sizes.most_common(1)[0][0] if sizes else ""
-
-
-def _swa_layers(arch: str, layers: int, window: int, pattern: Any) -> tuple[bool, ...]:
-    """Which layers see only the window."""
-    count = min(layers, 4096)
-    if not window:
-        return (False,) * count
-    if isinstance(pattern, list):
-        return tuple(bool(p) for p in pattern[:count]) + (False,) * (count - len(pattern))
-    every, dense_first = _SWA_PATTERNS.get(arch, (0, False))
-    if isinstance(pattern, int) and pattern > 0:
-        every = pattern
-    if not every:
-        return (False,) * count
-    if dense_first:
-        return tuple(i % every != 0 for i in range(count))
-    return tuple(i % every < every - 1 for i in range(count))
+    return sizes.most_common(1)[0][0]

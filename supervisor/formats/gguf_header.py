@@ -1,16 +1,18 @@
-"""Reads a GGUF header with struct and mmap: no arrays of the vocabulary, bounded memory and time.
+"""Reads a GGUF header with struct: no arrays of the vocabulary, bounded memory and time.
 
-Source: ggml's docs/gguf.md (versions 2 and 3), ggml.h's type table for block sizes.
+The file is read and not mapped: touching a mapped page of a file that its writer has just cut
+short kills the process. Every size is checked against the file's before anything is made of it.
+
+Source: ggml's docs/gguf.md (versions 2 and 3), gguf.cpp's checks, ggml.c's table of block sizes.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from uml.protocol.errors import InvalidModel
 
@@ -52,6 +54,7 @@ TYPES: dict[int, tuple[str, int, int]] = {
     39: ("MXFP4", 32, 17),
     40: ("NVFP4", 64, 36),
     41: ("Q1_0", 128, 18),
+    42: ("Q2_0", 64, 18),
 }
 
 _SCALARS = {
@@ -69,11 +72,15 @@ _SCALARS = {
 }
 _STRING, _ARRAY = 8, 9
 _U64, _U32 = _SCALARS[10], _SCALARS[4]
-#: Longer arrays are counted, not kept; longer strings are no metadata.
+#: Longer arrays are counted, not kept.
 _KEEP = 4096
-_MAX_STRING = 4 << 20
-_MAX_PAIRS = 1 << 16
-_MAX_TENSORS = 1 << 20
+#: The longest headers (vocabularies of 262,144 tokens) take about 10 MB and keep 10,000 values.
+_MAX_HEADER = 64 << 20
+_MAX_VALUES = 1 << 18
+_MAX_TENSORS = 1 << 17
+_MAX_RANK = 4
+_ALIGNMENTS = {1 << n for n in range(21)}
+_READ_AHEAD = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -106,42 +113,55 @@ class Header:
 
 
 class _Cursor:
-    """A position in the mapped file; every read is checked against its end."""
+    """A position in a file, of which only the header is ever read."""
 
-    def __init__(self, data: mmap.mmap, size: int) -> None:
-        self.data, self.size, self.at = data, size, 0
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self.size, self.at = file, size, 0
+        self.data = b""
+        self._values = 0
 
     def need(self, count: int) -> int:
         """Step over `count` bytes; where they begin."""
-        start = self.at
-        if count < 0 or start + count > self.size:
-            raise InvalidModel("truncated: the file ends inside its header")
-        self.at = start + count
+        start, self.at = self.at, self.at + count
+        if self.at > len(self.data):
+            self._read(self.at)
         return start
 
+    def _read(self, end: int) -> None:
+        if end > self.size:
+            raise InvalidModel("truncated: the file ends inside its header")
+        if end > _MAX_HEADER:
+            raise InvalidModel(f"corrupt: a header of more than {_MAX_HEADER} bytes")
+        # Twice what there is, so that few reads are needed whatever the header's length.
+        wanted = max(end, _READ_AHEAD, 2 * len(self.data)) - len(self.data)
+        self.data += self._file.read(wanted)
+        if end > len(self.data):
+            raise InvalidModel("truncated: the file ends inside its header")
+
     def scalar(self, kind: struct.Struct) -> Any:
-        return kind.unpack_from(self.data, self.need(kind.size))[0]
+        start = self.need(kind.size)  # first, since it replaces `data`
+        return kind.unpack_from(self.data, start)[0]
 
     def string(self) -> str:
         length = self.scalar(_U64)
-        if length > _MAX_STRING:
-            raise InvalidModel(f"corrupt: a text of {length} bytes in the header")
         start = self.need(length)
         return self.data[start : start + length].decode("utf-8", "replace")
 
     def skip_strings(self, count: int) -> None:
         """Hundreds of thousands of tokens: the hot loop of reading a header."""
-        data, size, at, unpack = self.data, self.size, self.at, _U64.unpack_from
-        last = size - 8
+        data, at, unpack = self.data, self.at, _U64.unpack_from
+        last = len(data) - 8
         for _ in range(count):
             if at > last:
-                raise InvalidModel("truncated: the file ends inside its header")
+                self._read(at + 8)
+                data = self.data
+                last = len(data) - 8
             at += 8 + unpack(data, at)[0]
-        if at > size:
-            raise InvalidModel("truncated: the file ends inside its header")
         self.at = at
+        self.need(0)
 
     def value(self, kind: int, depth: int = 0) -> Any:
+        self._count(1)
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
         if kind == _STRING:
@@ -150,6 +170,12 @@ class _Cursor:
             return self.array(depth)
         raise InvalidModel(f"corrupt: a metadata value of unknown type {kind}")
 
+    def _count(self, values: int) -> None:
+        """What is kept is bounded, too."""
+        self._values += values
+        if self._values > _MAX_VALUES:
+            raise InvalidModel(f"corrupt: more than {_MAX_VALUES} metadata values")
+
     def array(self, depth: int) -> Any:
         kind, count = self.scalar(_U32), self.scalar(_U64)
         if kind in _SCALARS:
@@ -157,6 +183,7 @@ class _Cursor:
             start = self.need(count * item.size)
             if count > _KEEP:
                 return Counted(count)
+            self._count(count)
             return [item.unpack_from(self.data, start + i * item.size)[0] for i in range(count)]
         if count > (self.size - self.at) // 8:
             raise InvalidModel(
@@ -184,14 +211,14 @@ def read_header(path: str) -> Header:
             big = int.from_bytes(start[4:], "big")
             hint = " (a big-endian file)" if big in (2, 3) else ""
             raise InvalidModel(f"GGUF version {version} is not known here{hint}")
-        with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _parse(_Cursor(data, size), version)
+        f.seek(0)
+        return _parse(_Cursor(f, size), version)
 
 
 def _parse(cursor: _Cursor, version: int) -> Header:
     cursor.need(8)
     tensor_count, pair_count = cursor.scalar(_U64), cursor.scalar(_U64)
-    if tensor_count > _MAX_TENSORS or pair_count > _MAX_PAIRS:
+    if tensor_count > _MAX_TENSORS or pair_count > _MAX_VALUES:
         raise InvalidModel(f"corrupt: {tensor_count} tensors and {pair_count} metadata pairs")
     metadata: dict[str, Any] = {}
     for _ in range(pair_count):
@@ -199,20 +226,33 @@ def _parse(cursor: _Cursor, version: int) -> Header:
         metadata[key] = cursor.value(cursor.scalar(_U32))
     tensors = [_tensor(cursor) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20:
+    if not isinstance(alignment, int) or alignment not in _ALIGNMENTS:
         raise InvalidModel(f"corrupt: alignment {alignment!r}")
-    data_start = -(-cursor.at // alignment) * alignment
-    needed = max((data_start + t.offset + t.size_bytes for t in tensors), default=0)
-    if needed > cursor.size:
+    end = 0
+    for tensor in tensors:
+        if tensor.offset != end:
+            raise InvalidModel(
+                f"corrupt: tensor {tensor.name[:40]!r} lies at {tensor.offset}, expected at {end}"
+            )
+        end += _round_up(tensor.size_bytes, alignment)
+    # Some writers leave out the last tensor's padding.
+    last = tensors[-1] if tensors else None
+    data_bytes = last.offset + last.size_bytes if last else 0
+    needed = _round_up(cursor.at, alignment) + data_bytes
+    if last and needed > cursor.size:
         raise InvalidModel(
             f"truncated: its tensors need {needed} bytes, the file has {cursor.size}"
         )
     return Header(version, metadata, tensors)
 
 
+def _round_up(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
 def _tensor(cursor: _Cursor) -> Tensor:
     name, rank = cursor.string(), cursor.scalar(_U32)
-    if rank > 8:
+    if rank > _MAX_RANK:
         raise InvalidModel(f"corrupt: tensor {name[:40]!r} has {rank} dimensions")
     shape = tuple(cursor.scalar(_U64) for _ in range(rank))
     kind, offset = cursor.scalar(_U32), cursor.scalar(_U64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.supervisor.formats.ggufs import LLAMA, TENSORS, gguf, text, value, write
 from uml.protocol.errors import InvalidModel
-from uml.supervisor.formats import read_facts
+from uml.supervisor.formats import gguf_header, read_facts
 from uml.supervisor.formats.gguf import shards
 
 
@@ -98,7 +99,7 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
         (b"GGUF\x00\x00\x00\x03" + b"\0" * 64, "big-endian"),
         (b"GGUF\x03\x00\x00\x00", "truncated"),
         (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 1), "corrupt: 1152921504606846976 tensors"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1 << 62), "corrupt: a text of"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1 << 62), "truncated"),
         (gguf({"x": 1}, {}), "general.architecture is missing"),
         (gguf(LLAMA, {"t": ((64,), 77, 256)}), "of type 77"),
         (gguf(LLAMA, {"t": ((33,), 2, 256)}), "rows of 33 in Q4_0"),
@@ -136,6 +137,74 @@ def test_arrays_nested_without_end_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("k") + value([])[:4] + nested)
     with pytest.raises(InvalidModel):
+        read_facts(str(path))
+
+
+def test_header_without_end_is_refused_soon(tmp_path: Path) -> None:
+    """Sizes that the file does hold, but that no model has: millions of values to keep."""
+    path = tmp_path / "m.gguf"
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("k") + struct.pack("<I", 9)
+    empty = struct.pack("<IQ", 4, 0)
+    for content in (
+        head + struct.pack("<IQ", 9, 1 << 20) + empty * (1 << 20),
+        head + struct.pack("<IQ", 8, 9 << 20) + bytes(8) * (9 << 20),
+    ):
+        path.write_bytes(content)
+        begin = time.process_time()
+        with pytest.raises(InvalidModel, match="corrupt"):
+            read_facts(str(path))
+        assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize("shift", range(0, 40, 3))
+def test_header_longer_than_one_read_is_read_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift: int
+) -> None:
+    monkeypatch.setattr(gguf_header, "_READ_AHEAD", 100)
+    words = [f"word {n}" for n in range(5000)]
+    meta = {"k": "x" * shift} | LLAMA | {"tokenizer.ggml.tokens": words, "general.license": "mit"}
+    facts = read_facts(str(write(tmp_path / "m.gguf", meta)))
+    assert (facts.vocab_size, facts.license, facts.embedding_length) == (5000, "mit", 64)
+
+
+def test_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
+    content = bytearray(gguf(LLAMA, {"a": ((32,), 0, 128), "b": ((32,), 0, 128)}))
+    at = content.rindex(struct.pack("<IQ", 0, 128))
+    content[at : at + 12] = struct.pack("<IQ", 0, 0)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    with pytest.raises(InvalidModel, match="tensor 'b' lies at 0, expected at 128"):
+        read_facts(str(path))
+
+
+@pytest.mark.parametrize(
+    ("meta", "tensors", "reason"),
+    [
+        ({"general.type": "adapter"}, TENSORS, "a LoRA adapter"),
+        ({"general.type": "imatrix"}, TENSORS, "an importance matrix"),
+        ({}, {}, "holds no tensors"),
+    ],
+)
+def test_file_that_is_no_model_of_its_own_is_refused(
+    tmp_path: Path, meta: dict[str, Any], tensors: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(InvalidModel, match=reason):
+        read_facts(str(write(tmp_path / "m.gguf", LLAMA | meta, tensors=tensors)))
+
+
+def test_metadata_of_an_odd_type_counts_as_absent(tmp_path: Path) -> None:
+    odd = {k: ["x"] for k in LLAMA if k.startswith("llama.") or k == "general.file_type"}
+    facts = read_facts(str(write(tmp_path / "m.gguf", LLAMA | odd)))
+    assert facts.context_length == 0 and facts.head_count_kv == ()
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"[1]", b'{"weights_bytes": "x"}', b"[" * 100_000, b"\xff"]
+)
+def test_fake_model_that_is_broken_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "m.fake.json"
+    path.write_bytes(content)
+    with pytest.raises(InvalidModel, match="not a fake model"):
         read_facts(str(path))
 
 
