@@ -85,9 +85,14 @@ class Process:
         return psutil.Process(self.popen.pid).children(recursive=True)
 
     def close(self) -> None:
-        if self.popen.poll() is None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if self.popen.poll() is None:
+                self.ask("POST", "/shutdown", {"force": True})
+        try:
+            self.popen.wait(10)
+        except subprocess.TimeoutExpired:
             self.popen.kill()
-        self.popen.wait()
+            self.popen.wait()
         self._reading.join()
         for closing in (*self._responses, *self._connections):
             closing.close()
