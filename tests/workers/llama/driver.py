@@ -64,7 +64,7 @@ class Answer:
 class WorkerProcess:
     """Started and loaded when made. options: `Load.options`."""
 
-    def __init__(self, python: str, model: Path, *, threads: int = 2, **options: Any) -> None:
+    def __init__(self, python: str, model: Path, *, threads: int = 1, **options: Any) -> None:
         self._process = subprocess.Popen(
             [python, "-I", "-u", str(ROOT / "workers" / "__main__.py"), ENTRY],
             stdin=subprocess.PIPE,

@@ -11,6 +11,7 @@ import pytest
 from tests.workers.llama.conftest import CHAT_MODEL
 from tests.workers.llama.driver import WorkerProcess
 from uml.protocol.tasks import Chat, Complete, Sampling
+from uml.workers.backends.llama_cpp.prefix import common
 
 pytestmark = pytest.mark.llama
 
@@ -19,6 +20,7 @@ TOPICS = (
     *("the sea", "a dog", "winter", "Rome", "music", "bread", "the moon", "trains"),
     *("chess", "gold", "rain", "a king", "tea", "maps", "glass", "horses"),
 )
+TALE = "".join(f", {topic} or {number}" for number, topic in enumerate(TOPICS[:14]))
 LONG_SYSTEM = "You are a careful assistant. " + " ".join(
     f"Rule {i}: answer about {topic} briefly." for i, topic in enumerate(TOPICS)
 )
@@ -38,9 +40,9 @@ def test_answers_together_are_answers_alone(chat_worker: WorkerProcess) -> None:
     alone = [chat_worker.run(about(topic)).text() for topic in TOPICS]
     names = [chat_worker.ask(about(topic)) for topic in TOPICS]
     together = [answer.text() for answer in chat_worker.wait(*names)]
-    same = sum(a == b for a, b in zip(alone, together, strict=True))
-    # Batched sums are rounded otherwise, which may tip a close call.
-    assert same >= 0.95 * len(TOPICS)
+    # Batched sums are rounded otherwise, which may tip a close call and all that follows it.
+    same = sum(common(a, b) for a, b in zip(alone, together, strict=True))
+    assert same >= 0.95 * sum(map(len, alone))
 
 
 def test_requests_join_while_others_run(chat_worker: WorkerProcess) -> None:
@@ -116,7 +118,7 @@ def test_chats_that_begin_alike_compute_the_beginning_once(chat_worker: WorkerPr
     names = [chat_worker.ask(asked(f"Tell me about {topic}.")) for topic in TOPICS[:8]]
     usages = [a.done.usage for a in chat_worker.wait(*names) if a.done]
     shared = [u["cached_tokens"] for u in usages]
-    assert sorted(shared)[0] == 0
+    assert shared[0] < 20
     assert all(u["prompt_tokens"] - u["cached_tokens"] < 40 for u in usages[1:])
     assert all(u["prompt_tokens"] > 150 for u in usages)
 
@@ -132,16 +134,20 @@ def tiny_worker(llama_python: str, models_dir: Path) -> Iterator[WorkerProcess]:
 
 
 def test_when_the_pool_runs_out_everybody_still_ends(tiny_worker: WorkerProcess) -> None:
-    topics = TOPICS[:6]
-    alone = [tiny_worker.run(about(t, max_tokens=70)).text() for t in topics]
-    names = [tiny_worker.ask(about(t, max_tokens=70)) for t in topics]
-    answers = tiny_worker.wait(*names)
-    assert all(a.done and a.done.usage["completion_tokens"] == 70 for a in answers)
-    # Nothing is lost or said twice when an answer is interrupted and goes on.
-    begin_alike = sum(a.text()[:60] == b[:60] for a, b in zip(answers, alone, strict=True))
-    assert begin_alike >= 5
+    """Forced to say the same text, a model finds it as likely as it did undisturbed, unless it
+    lost or mixed up what came before."""
+    tasks = [
+        about(topic, max_tokens=None, top_logprobs=0, grammar=f'root ::= "{topic}{TALE}"')
+        for topic in TOPICS[:6]
+    ]
+    alone = [tiny_worker.run(task) for task in tasks]
+    together = tiny_worker.wait(*[tiny_worker.ask(task) for task in tasks])
+    for topic, a, b in zip(TOPICS, alone, together, strict=False):
+        assert b.text() == topic + TALE
+        p, q = (sum(entry["logprob"] for entry in answer.logprobs()) for answer in (a, b))
+        assert p == pytest.approx(q, rel=0.1)
     # The oldest is never made to wait for a younger one.
-    assert answers[0].times[-1] <= min(a.times[-1] for a in answers)
+    assert together[0].times[-1] <= min(a.times[-1] for a in together)
 
 
 def test_a_context_as_large_as_the_pool_fits(tiny_worker: WorkerProcess) -> None:

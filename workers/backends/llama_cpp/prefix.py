@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-def common(a: Sequence[int], b: Sequence[int]) -> int:
+def common(a: Sequence[Any], b: Sequence[Any]) -> int:
     """Length of the common beginning, by bisection over slices: comparing slices is fast."""
     low, high = 0, min(len(a), len(b))
     if a[:high] == b[:high]:
