@@ -5,7 +5,8 @@ type or an unknown message is a `ProtocolError`.
 
 `Chunks.items` is the hot path, one frame per decode step for all sequences: each item is
 `[request id, choice index, delta]`, where delta is a `str` (plain text), `bytes` (audio) or a map
-for everything rarer: `{"text", "logprobs"}`, `{"reasoning"}`, `{"tool_calls"}`, `{"vector"}`.
+for everything rarer: `{"text", "logprobs": [{"token", "logprob", "bytes", "top"}]}`,
+`{"reasoning"}`, `{"tool_calls"}` (OpenAI's shape), `{"vector"}`.
 """
 
 from __future__ import annotations

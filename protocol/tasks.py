@@ -68,7 +68,8 @@ class Task:
     name: ClassVar[str] = ""
 
     def to_wire(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """A map that `read` turns back; it shares lists and maps with the task."""
+        return dict(self.__dict__)
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,9 @@ class Generate(Task):
     grammar: str | None = None
     json_schema: dict[str, Any] | None = None
     ignore_eos: bool = False
+
+    def to_wire(self) -> dict[str, Any]:
+        return self.__dict__ | {"sampling": dict(self.sampling.__dict__)}
 
 
 @dataclass(frozen=True)

@@ -147,9 +147,10 @@ def _disk(config: Config) -> list[Check]:
 
 
 def _memory(config: Config) -> list[Check]:
-    ram = machine.ram()
+    groups = machine.memory_cgroups()
+    ram = machine.ram(groups)
     what = f"{format_size(ram.free_bytes)} free of {format_size(ram.total_bytes)}"
-    if limit := machine.cgroup_memory():
+    if limit := machine.cgroup_memory(groups):
         what += f"; a cgroup limits it to {format_size(limit[0])}"
     if cap := config.budget.get("ram"):
         what += f"; budget {format_size(cap)}"

@@ -42,26 +42,42 @@ def _stat(path: Path, key: str) -> int:
     return 0
 
 
-def cgroup_memory(
-    root: Path = _CGROUP, proc: Path = Path("/proc/self/cgroup")
-) -> tuple[int, int] | None:
-    """(limit, free) in bytes of the tightest memory cgroup around us; None without a limit.
+@dataclass(frozen=True)
+class CgroupMemory:
+    """The files of one memory cgroup that has a limit. inactive: the key of its reclaimable file
+    cache in memory.stat."""
 
-    Reclaimable file cache counts as free. Hybrid hierarchies: v2 is asked first, then v1.
+    folder: Path
+    limit: str
+    usage: str
+    inactive: str
+
+    def read(self) -> tuple[int, int] | None:
+        """(limit, free) in bytes; None without a limit. Reclaimable file cache counts as free."""
+        limit, used = _number(self.folder / self.limit), _number(self.folder / self.usage)
+        if limit is None or used is None or limit >= _NO_LIMIT:
+            return None
+        return limit, max(0, limit - used + _stat(self.folder / "memory.stat", self.inactive))
+
+
+def memory_cgroups(
+    root: Path = _CGROUP, proc: Path = Path("/proc/self/cgroup")
+) -> list[CgroupMemory]:
+    """The memory cgroups around us, own and ancestors', v2 and v1 (hierarchies may be hybrid).
+
     Source: kernel Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
     """
     try:
         lines = [line.split(":", 2) for line in proc.read_text().splitlines()]
     except OSError:
-        return None
-    found: list[tuple[int, int]] = []
+        return []
+    found = []
     for _, controllers, path in (line for line in lines if len(line) == 3):
         if controllers == "":
             bases, names = [root, root / "unified"], ("memory.max", "memory.current")
             inactive = "inactive_file"
         elif "memory" in controllers.split(","):
-            bases = [root / "memory"]
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            bases, names = [root / "memory"], ("memory.limit_in_bytes", "memory.usage_in_bytes")
             inactive = "total_inactive_file"
         else:
             continue
@@ -70,19 +86,22 @@ def cgroup_memory(
             for folder in (base / path.lstrip("/"), *(base / path.lstrip("/")).parents):
                 if not folder.is_relative_to(base):
                     break
-                limit, used = _number(folder / names[0]), _number(folder / names[1])
-                if limit is None or used is None or limit >= _NO_LIMIT:
-                    continue
-                reclaimable = _stat(folder / "memory.stat", inactive)
-                found.append((limit, max(0, limit - used + reclaimable)))
-    return min(found, key=lambda pair: pair[1]) if found else None
+                if (folder / names[0]).exists():
+                    found.append(CgroupMemory(folder, *names, inactive))
+    return found
 
 
-def ram() -> DeviceMemory:
-    """Host memory: what the kernel can hand out without swapping, within our cgroup."""
+def cgroup_memory(groups: Iterable[CgroupMemory]) -> tuple[int, int] | None:
+    """(limit, free) of the tightest of `groups`; None when none has a limit."""
+    read = [pair for group in groups if (pair := group.read())]
+    return min(read, key=lambda pair: pair[1]) if read else None
+
+
+def ram(groups: Iterable[CgroupMemory] = ()) -> DeviceMemory:
+    """Host memory: what the kernel can hand out without swapping, within our cgroups."""
     memory = psutil.virtual_memory()
     total, free, detail = int(memory.total), int(memory.available), ""
-    limited = cgroup_memory()
+    limited = cgroup_memory(groups)
     if limited and limited[0] < total:
         total, detail = limited[0], f"cgroup limit {limited[0]} bytes"
         free = min(free, limited[1])
@@ -279,6 +298,7 @@ class Machine:
         if fake_device:
             name, size, folder = fake_device.split(":", 2)
             self._fakes.append(FakeDevice(name, int(size), Path(folder)))
+        self._cgroups = memory_cgroups()
         self.cores = cores()
 
     @property
@@ -291,7 +311,11 @@ class Machine:
         return self._nvidia
 
     def snapshot(self) -> list[DeviceMemory]:
-        return [ram(), *self._nvidia.memory(), *(fake.memory() for fake in self._fakes)]
+        return [
+            ram(self._cgroups),
+            *self._nvidia.memory(),
+            *(fake.memory() for fake in self._fakes),
+        ]
 
     def used_by(self, pids: Iterable[int]) -> Bytes:
         """Bytes per device that these processes hold; RAM counts what a kill would free."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from uml.protocol.errors import BadRequest, InvalidModel
@@ -59,19 +60,39 @@ class Needs:
             resolved.get("device"),
         )
         own = self._config.for_model(model.id)
-        stay = own.keep_alive_s if own.keep_alive_s is not None else self._config.keep_alive_s
         return Need(
             model=model.id,
             backend=spec.name,
             bytes=placed.bytes,
             process_bytes={"ram": spec.process_bytes},
             n_ctx=int(resolved.get("n_ctx") or 0),
-            keep_alive_s=stay if keep_alive_s is None else keep_alive_s,
+            keep_alive_s=self._stay(model, keep_alive_s),
             pinned=own.pinned,
             priority=own.priority,
             arithmetic=guess.arithmetic,
             options={**resolved, "device": placed.device},
         )
+
+    def again(
+        self,
+        loaded: Need,
+        model: Model,
+        keep_alive_s: float | None,
+        options: Mapping[str, Any] | None,
+    ) -> Need:
+        """The need of one more request for a model that is loaded as `loaded`: the same, unless a
+        larger context is asked for. Raises: as `need`."""
+        if int(_checked(options).get("n_ctx", 0)) > loaded.n_ctx:
+            return self.need(model, keep_alive_s, options)
+        return replace(loaded, keep_alive_s=self._stay(model, keep_alive_s))
+
+    def _stay(self, model: Model, keep_alive_s: float | None) -> float:
+        """How long the model stays after a request: as that says, or the model's own setting, or
+        the general one."""
+        if keep_alive_s is not None:
+            return keep_alive_s
+        own = self._config.for_model(model.id).keep_alive_s
+        return self._config.keep_alive_s if own is None else own
 
     def worker_options(self, model: Model, need: Need) -> dict[str, Any]:
         """What the worker is told: every number decided here, none of them guessed there."""

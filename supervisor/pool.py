@@ -248,13 +248,16 @@ class Pool:
         urgent: bool = False,
     ) -> tuple[int, Worker]:
         """Wait until a worker may serve; (request number, worker). Raises: UmlError."""
-        need = self._needs.need(model, keep_alive_s, options)
+        serving = self.scheduler.worker_of(model.id)
+        if serving and serving.need and serving.state is State.READY:
+            need = self._needs.again(serving.need, model, keep_alive_s, options)
+        else:
+            need = self._needs.need(model, keep_alive_s, options)
         self._models[model.id] = model
         request = next(self._ids)
         waiting = _Waiting(model.id, asyncio.get_running_loop().create_future(), tell)
         self._waiting[request] = waiting
-        serving = self.scheduler.worker_of(model.id)
-        if serving is None or serving.state is not State.READY:
+        if need.n_ctx > (serving.need.n_ctx if serving and serving.need else -1):
             self._environments.python(need.backend)  # not installed: say so before anything
             self.measure()
         try:

@@ -11,7 +11,7 @@ from uml.supervisor import machine
 
 
 def test_ram_is_what_the_machine_has() -> None:
-    ram = machine.ram()
+    ram = machine.Machine().snapshot()[0]
     assert 0 < ram.free_bytes <= ram.total_bytes <= psutil.virtual_memory().total
 
 
@@ -32,7 +32,7 @@ def test_cgroup_limit_is_found_in_every_hierarchy(tmp_path: Path, version: str) 
         (folder / name).write_text(f"{value}\n")
     (folder / "memory.stat").write_text(stat)
     proc.write_text(f"9:cpu:/\n{line}\n")
-    assert machine.cgroup_memory(root, proc) == (1000, 500)
+    assert machine.cgroup_memory(machine.memory_cgroups(root, proc)) == (1000, 500)
 
 
 def test_cgroup_parent_that_is_tighter_counts(tmp_path: Path) -> None:
@@ -42,12 +42,15 @@ def test_cgroup_parent_that_is_tighter_counts(tmp_path: Path) -> None:
         (folder / "memory.max").write_text(limit)
         (folder / "memory.current").write_text("500")
     (tmp_path / "proc").write_text("0::/box/inner\n")
-    assert machine.cgroup_memory(tmp_path / "cg", tmp_path / "proc") == (2000, 1500)
+    assert machine.cgroup_memory(machine.memory_cgroups(tmp_path / "cg", tmp_path / "proc")) == (
+        2000,
+        1500,
+    )
 
 
 def test_cgroup_without_limit_is_none(tmp_path: Path) -> None:
     (tmp_path / "proc").write_text("0::/nowhere\nnonsense\n")
-    assert machine.cgroup_memory(tmp_path, tmp_path / "proc") is None
+    assert machine.cgroup_memory(machine.memory_cgroups(tmp_path, tmp_path / "proc")) is None
 
 
 def test_nvidia_without_a_driver_is_an_ordinary_machine() -> None:
