@@ -1,18 +1,15 @@
 """The models that are known: what they are, what they are called, what was measured of them.
 
 The files are the truth and are looked at again at every question (cheaply, see `scan`); the
-database remembers what would be costly to find out again, and the ids, so that a model keeps its
-name when another file appears.
+database (`records`) remembers what would be costly to find out again, and the ids, so that a model
+keeps its name when another file appears. Used from one thread.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
-import json
 import os
-import sqlite3
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,27 +19,19 @@ from typing import TYPE_CHECKING, Any
 from uml.protocol.errors import Conflict, InvalidModel, ModelNotFound
 from uml.protocol.models import BackendSpec, ModelFacts, ModelFile
 from uml.supervisor.formats import gguf, read_facts
-from uml.supervisor.names import make_id, nearest, slug
+from uml.supervisor.names import nearest
+from uml.supervisor.projectors import Part, attach
+from uml.supervisor.records import Record, Records
 from uml.supervisor.scan import Found, Scanner, roots
 
 if TYPE_CHECKING:
     from uml.supervisor.config import Config
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS files (
-    path TEXT PRIMARY KEY, id TEXT UNIQUE NOT NULL, size INTEGER, mtime_ns INTEGER,
-    hash TEXT, facts TEXT, error TEXT, seen INTEGER
-);
-CREATE TABLE IF NOT EXISTS measured (
-    model TEXT, what TEXT, value TEXT, at REAL, PRIMARY KEY (model, what)
-);
-"""
-#: Facts read by an older version of the readers are read again.
-_VERSION = 1
 #: A broken file that changed this recently may still be being written.
 _FRESH_S = 5.0
 #: Header bytes that, with the size, tell one model file from another.
 _HASHED = 1 << 20
+_UNREADABLE = "cannot be read: "
 
 
 @dataclass(frozen=True)
@@ -62,6 +51,15 @@ class Model:
     created: int
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A file that was found, and what was read of it."""
+
+    found: Found
+    file: ModelFile
+    record: Record
+
+
 class Registry:
     """path: the database; ":memory:" for none. specs: which backends run which format."""
 
@@ -76,12 +74,14 @@ class Registry:
         self._own = config.home / "models"
         stores = roots(config.home, config.model_dirs, config.scan_default_stores, env)
         self._scanner = Scanner(stores)
-        self.set_aside: Path | None = None
-        self._db = self._open(path)
+        self._records = Records(path)
+        self.set_aside = self._records.set_aside
+        self._entries: dict[str, _Entry] = {}
         self._models: dict[str, Model] = {}
+        self._names: dict[str, Model] = {}
 
     def close(self) -> None:
-        self._db.close()
+        self._records.close()
 
     # --- asking ----------------------------------------------------------------------------
 
@@ -95,15 +95,16 @@ class Registry:
 
         Raises: ModelNotFound, naming the nearest; InvalidModel with the reason.
         """
-        self.rescan()
         wanted = name.strip().casefold()
-        for model in self._models.values():
-            known = {model.id.casefold(), *(a.casefold() for a in model.aliases)}
-            if wanted in known or wanted == os.path.basename(model.file.path).casefold():
-                if model.error:
-                    raise InvalidModel(f"{model.id} cannot be used: {model.error}", param="model")
-                return model
-        raise ModelNotFound(self._unknown(name), param="model")
+        model = self._names.get(wanted)
+        if model is None or model.error or _look(model.file.path)[0] != model.file:
+            self.rescan()  # a file that is as it was known needs no search
+            model = self._names.get(wanted)
+        if model is None:
+            raise ModelNotFound(self._unknown(name), param="model")
+        if model.error:
+            raise InvalidModel(f"{model.id} cannot be used: {model.error}", param="model")
+        return model
 
     def _unknown(self, name: str) -> str:
         names = [n for m in self._models.values() for n in (m.id, *m.aliases)]
@@ -118,38 +119,62 @@ class Registry:
 
     def rescan(self, force: bool = False) -> None:
         """Take in what changed on disk; `force` reads every header again."""
-        models = {}
+        entries = {}
         for found in self._scanner.find():
-            model = self._model(found, force)
-            if model:
-                models[model.id] = model
-        self._models = models
+            entry = self._entry(found, force)
+            if entry:
+                entries[found.path] = entry
+        if entries != self._entries:
+            self._entries = entries
+            self._name(attach([_part(entry) for entry in entries.values()]))
 
-    def _model(self, found: Found, force: bool) -> Model | None:
-        try:
-            paths = gguf.shards(found.path)
-            missing = None
-        except InvalidModel as e:
-            paths, missing = (found.path,), e.message
-        try:
-            stats = [os.stat(path) for path in paths]
-        except OSError:
-            return None  # gone since it was listed, or a dangling link
-        file = ModelFile(
-            paths=paths,
-            format="fake" if found.path.endswith(".fake.json") else "gguf",
-            size_bytes=sum(s.st_size for s in stats),
-            mtime_ns=max(s.st_mtime_ns for s in stats),
-        )
-        row = self._db.execute("SELECT * FROM files WHERE path = ?", (found.path,)).fetchone()
-        known = row and (row["size"], row["mtime_ns"]) == (file.size_bytes, file.mtime_ns)
-        if not known or force or (row["error"] and self._is_fresh(file)) or missing:
-            row = self._read(found, file, row["id"] if row else None, missing)
-        facts = _facts_from(row["facts"])
-        if facts and facts.type == "projector":
-            return None  # belongs to another model
-        own = self._config.for_model(row["id"])
-        chosen = own.backend or self._backend(facts)
+    def _entry(self, found: Found, force: bool) -> _Entry | None:
+        file, missing = _look(found.path)
+        if file is None:
+            return None  # gone since it was listed
+        old = self._entries.get(found.path)
+        record = old.record if old else self._records.get(found.path)
+        same = record and (record.size, record.mtime_ns) == (file.size_bytes, file.mtime_ns)
+        if record and same and not force and not missing and not _worth_another_look(record, file):
+            return old if old and old.file == file else _Entry(found, file, record)
+        return _Entry(found, file, self._read(found, file, record.id if record else "", missing))
+
+    def _read(self, found: Found, file: ModelFile, model_id: str, error: str | None) -> Record:
+        """Read a header and remember what it says."""
+        facts = None
+        if error is None:
+            try:
+                facts = read_facts(found.path)
+            except InvalidModel as e:
+                error = e.message
+            except OSError as e:
+                error = f"{_UNREADABLE}{e.strerror}"
+        size, stamp = file.size_bytes, file.mtime_ns
+        record = Record(found.path, model_id, size, stamp, _hash(file), facts, error)
+        known = self._records.get(found.path)
+        return record if record == known else self._records.save(record, found.name)
+
+    def _name(self, facts: dict[str, ModelFacts]) -> None:
+        """Make the models of what was found. facts: by path, with what belongs to each."""
+        models = [
+            self._model(entry, facts.get(path))
+            for path, entry in self._entries.items()
+            if path in facts or entry.record.facts is None
+        ]
+        self._models = {model.id: model for model in models}
+        # An id is stronger than an alias, and that than a file's name, which others may share.
+        names = [(m.id, m) for m in models]
+        names += [(alias, m) for m in models for alias in m.aliases]
+        for m in models:
+            base = os.path.basename(m.file.path)
+            names += [(base, m), (os.path.splitext(base)[0], m)]
+        self._names = {}
+        for name, model in names:
+            self._names.setdefault(name.casefold(), model)
+
+    def _model(self, entry: _Entry, facts: ModelFacts | None) -> Model:
+        record = entry.record
+        own = self._config.for_model(record.id)
         options = {
             "n_ctx": own.n_ctx,
             "slots": own.slots,
@@ -159,55 +184,17 @@ class Registry:
             **own.options,
         }
         return Model(
-            id=row["id"],
-            aliases=own.aliases,
-            file=file,
+            id=record.id,
+            aliases=(*own.aliases, *entry.found.aliases),
+            file=entry.file,
             facts=facts,
-            source=found.source,
-            error=row["error"],
-            backend=chosen,
+            source=entry.found.source,
+            error=record.error,
+            backend=own.backend or self._backend(facts),
             options={k: v for k, v in options.items() if v is not None},
-            content_hash=row["hash"],
-            created=file.mtime_ns // 1_000_000_000,
+            content_hash=record.hash,
+            created=entry.file.mtime_ns // 1_000_000_000,
         )
-
-    def _read(
-        self, found: Found, file: ModelFile, model_id: str | None, error: str | None
-    ) -> Mapping[str, Any]:
-        """Read a header and remember what it says."""
-        facts = None
-        if error is None:
-            try:
-                facts = read_facts(found.path)
-            except InvalidModel as e:
-                error = e.message
-            except OSError as e:
-                error = f"cannot be read: {e.strerror}"
-        if model_id is None:
-            taken = {r["id"] for r in self._db.execute("SELECT id FROM files")}
-            name = found.name if found.source != "ollama" else slug(found.name)
-            model_id = make_id(name, facts.quantization if facts else "", taken)
-        row = {
-            "path": found.path,
-            "id": model_id,
-            "size": file.size_bytes,
-            "mtime_ns": file.mtime_ns,
-            "hash": _hash(file),
-            "facts": json.dumps(dataclasses.asdict(facts)) if facts else None,
-            "error": error,
-            "seen": int(time.time()),
-        }
-        with self._db:
-            self._db.execute(
-                "INSERT OR REPLACE INTO files VALUES "
-                "(:path, :id, :size, :mtime_ns, :hash, :facts, :error, :seen)",
-                row,
-            )
-        return row
-
-    @staticmethod
-    def _is_fresh(file: ModelFile) -> bool:
-        return time.time() - file.mtime_ns / 1e9 < _FRESH_S
 
     def _backend(self, facts: ModelFacts | None) -> str | None:
         """The backend of the highest priority that runs the format."""
@@ -217,107 +204,103 @@ class Registry:
     # --- changing --------------------------------------------------------------------------
 
     def remove(self, model_id: str) -> list[str]:
-        """Delete a model's files. Raises: ModelNotFound; Conflict when they are not ours."""
+        """Delete a model's files, and what belongs to it alone.
+
+        Raises: ModelNotFound; Conflict when they are not ours, or cannot be deleted.
+        """
         self.rescan()
-        wanted = model_id.casefold()
-        for model in self._models.values():
-            if wanted in {model.id.casefold(), *(a.casefold() for a in model.aliases)}:
-                break
-        else:
+        model = self._names.get(model_id.strip().casefold())
+        if model is None:
             raise ModelNotFound(self._unknown(model_id), param="model")
-        own = os.path.realpath(self._own)
+        paths = list(model.file.paths)
+        projector = _projector(model)
+        if projector and [_projector(m) for m in self._models.values()].count(projector) == 1:
+            paths += [projector] if self._is_own(projector) else []
         for path in model.file.paths:
-            if not os.path.abspath(path).startswith((f"{self._own}{os.sep}", f"{own}{os.sep}")):
+            if not self._is_own(path):
                 raise Conflict(
                     f"{model.id} lies at {path}, which is not ours to delete; remove it there"
                 )
-        for path in model.file.paths:
-            os.unlink(path)
-        with self._db:
-            self._db.execute("DELETE FROM files WHERE path = ?", (model.file.path,))
-        return list(model.file.paths)
+        for path in paths:
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass  # a part that was missing
+            except OSError as e:
+                raise Conflict(f"{path} cannot be deleted: {e.strerror}") from e
+            self._records.forget(path)
+        return paths
+
+    def _is_own(self, path: str) -> bool:
+        """Whether a file's own entry is in our folder, whatever folders link elsewhere."""
+        own = os.path.realpath(self._own)
+        folder = os.path.realpath(os.path.dirname(path))
+        return folder == own or folder.startswith(own + os.sep)
 
     # --- measured --------------------------------------------------------------------------
 
     def record_load(self, model_id: str, seconds: float) -> None:
-        self._record(model_id, "load_s", seconds)
+        self._records.measure(model_id, "load_s", seconds)
 
     def load_seconds(self, model_id: str) -> float | None:
         """How long the last load took."""
-        value = self._recorded(model_id, "load_s")
-        return float(value) if value is not None else None
+        value = self._records.measured(model_id, "load_s")
+        return None if value is None else float(value)
 
     def record_footprint(self, model_id: str, bytes_by_device: Mapping[str, int]) -> None:
-        self._record(model_id, "footprint", dict(bytes_by_device))
+        self._records.measure(model_id, "footprint", dict(bytes_by_device))
 
     def footprint(self, model_id: str) -> dict[str, int] | None:
         """Bytes per device that the model took when it was last loaded."""
-        value = self._recorded(model_id, "footprint")
-        return dict(value) if value is not None else None
-
-    def _record(self, model_id: str, what: str, value: Any) -> None:
-        with self._db:
-            self._db.execute(
-                "INSERT OR REPLACE INTO measured VALUES (?, ?, ?, ?)",
-                (model_id, what, json.dumps(value), time.time()),
-            )
-
-    def _recorded(self, model_id: str, what: str) -> Any:
-        row = self._db.execute(
-            "SELECT value FROM measured WHERE model = ? AND what = ?", (model_id, what)
-        ).fetchone()
-        return json.loads(row["value"]) if row else None
-
-    # --- the database ----------------------------------------------------------------------
-
-    def _open(self, path: Path) -> sqlite3.Connection:
-        """Open it; one that is no database is set aside and begun anew."""
-        if str(path) != ":memory:":
-            path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            return _connect(path)
-        except sqlite3.OperationalError:
-            raise  # locked, no disk, no permission: its contents may be well
-        except sqlite3.DatabaseError:
-            number = 1
-            while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
-                number += 1
-            os.replace(path, aside)
-            for leftover in ("-wal", "-shm"):
-                path.with_name(path.name + leftover).unlink(missing_ok=True)
-            self.set_aside = aside
-            return _connect(path)
+        value = self._records.measured(model_id, "footprint")
+        return None if value is None else dict(value)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=10, isolation_level="IMMEDIATE")
+def _look(path: str) -> tuple[ModelFile | None, str | None]:
+    """(the model's files as they are now, what is missing of them); None when nothing is there."""
+    missing = None
     try:
-        db.row_factory = sqlite3.Row
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
-        if db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
-            raise sqlite3.DatabaseError("quick_check failed")
-        if db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
-            db.execute("DROP TABLE IF EXISTS files")
-            db.execute(f"PRAGMA user_version = {_VERSION}")
-        db.executescript(_SCHEMA)
-    except BaseException:
-        db.close()
-        raise
-    return db
+        paths = gguf.shards(path)
+    except InvalidModel as e:
+        paths, missing = (path,), e.message
+    found = []
+    for part in paths:
+        try:
+            found.append(os.stat(part))
+        except FileNotFoundError:
+            if not missing:
+                return None, None
+        except OSError as e:
+            missing = f"{_UNREADABLE}{e.strerror}"
+    file = ModelFile(
+        paths=paths,
+        format="fake" if path.endswith(".fake.json") else "gguf",
+        size_bytes=sum(s.st_size for s in found),
+        mtime_ns=max((s.st_mtime_ns for s in found), default=0),
+    )
+    return file, missing
 
 
-def _facts_from(text: str | None) -> ModelFacts | None:
-    if not text:
-        return None
-    data = json.loads(text)
-    for key in ("tasks", "head_count_kv", "swa_layers"):
-        data[key] = tuple(data[key])
-    return ModelFacts(**data)
+def _worth_another_look(record: Record, file: ModelFile) -> bool:
+    """A broken file may be complete by now, or readable, without its time stamp showing it."""
+    if not record.error:
+        return False
+    fresh = abs(time.time() - file.mtime_ns / 1e9) < _FRESH_S
+    return fresh or record.error.startswith(_UNREADABLE)
+
+
+def _part(entry: _Entry) -> Part:
+    return Part(entry.file.path, entry.found.name, entry.record.facts, entry.found.projector)
+
+
+def _projector(model: Model) -> str | None:
+    return model.facts.extra.get("projector") if model.facts else None
 
 
 def _hash(file: ModelFile) -> str:
+    """Of header and size; "" for a file that cannot be read."""
     digest = hashlib.sha256(str(file.size_bytes).encode())
     with contextlib.suppress(OSError), open(file.path, "rb") as f:
         digest.update(f.read(_HASHED))
-    return digest.hexdigest()[:32]
+        return digest.hexdigest()[:32]
+    return ""

@@ -16,9 +16,11 @@ from uml.protocol.models import ModelFacts
 from uml.supervisor.formats.gguf_header import MAGIC, Counted, Header, Tensor, read_header
 from uml.supervisor.formats.gguf_layers import DIFFUSION, ENCODERS, Layers, number, read_layers
 
-__all__ = ["MAGIC", "read_facts", "shard_number", "shards"]
+__all__ = ["MAGIC", "first_shard", "read_facts", "shard_number", "shards"]
 
-_SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.gguf$", re.IGNORECASE)
+_SHARD = re.compile(
+    r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<ending>\.gguf)$", re.IGNORECASE
+)
 
 #: general.file_type -> label. Source: llama.h `llama_ftype`.
 _FILE_TYPES = {
@@ -76,11 +78,21 @@ def shards(path: str) -> tuple[str, ...]:
     # The set is closed by its own names: at most 99,999, and each has to exist.
     found = []
     for i in range(1, total + 1):
-        part = os.path.join(folder, f"{match['stem']}-{i:05d}-of-{match['total']}.gguf")
+        part = os.path.join(folder, _part(match, i))
         if not os.path.exists(part):
             raise InvalidModel(f"part {i} of {total} is missing: {os.path.basename(part)}")
         found.append(part)
     return tuple(found)
+
+
+def first_shard(name: str) -> str:
+    """The name of the first part of the model that a file is a part of."""
+    match = _SHARD.match(name)
+    return _part(match, 1) if match else name
+
+
+def _part(match: re.Match[str], number: int) -> str:
+    return f"{match['stem']}-{number:05d}-of-{match['total']}{match['ending']}"
 
 
 def shard_number(name: str) -> int | None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
+import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.supervisor.formats.ggufs import LLAMA, write
 from uml.plugins.loader import load_specs
-from uml.protocol.errors import Conflict, InvalidModel, ModelNotFound
+from uml.protocol.errors import Conflict, InternalError, InvalidModel, ModelNotFound
+from uml.supervisor import registry as registry_module
 from uml.supervisor.config import load_config
 from uml.supervisor.registry import Registry
+from uml.supervisor.scan import Scanner
 
 Open = Callable[..., Registry]
 
@@ -122,6 +129,7 @@ def test_other_programs_stores_are_found_once_each(opened: Open, tmp_path: Path)
     (manifest.parent / "evil").write_text(json.dumps({"layers": [evil]}))
     write(tmp_path / "mine/own.gguf")
     registry = opened(model_dirs=[str(tmp_path / "mine")])
+    assert registry.find("llama:7b").id == "llama-7b" and registry.find("o/r").id == "hub-model"
     sources = {m.id: m.source for m in registry.models()}
     assert sources == {
         "hub-model": "huggingface",
@@ -138,13 +146,83 @@ def test_odd_folders_do_not_stop_the_scan(opened: Open, tmp_path: Path) -> None:
     (models / "loop").symlink_to(models)
     (models / "dangling.gguf").symlink_to(tmp_path / "nowhere.gguf")
     (models / "folder.gguf").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (models / "linked.gguf").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(models / "pipe.gguf")
     write(models / ".partial/half.gguf")
     assert ids(opened()) == ["good"]
 
 
+def test_linked_folders_are_searched_and_links_are_one_model(opened: Open, tmp_path: Path) -> None:
+    other = write(tmp_path / "disk/m.gguf")
+    models = tmp_path / "home/models"
+    models.mkdir(parents=True)
+    (models / "disk").symlink_to(other.parent)
+    os.link(other, models / "hard.gguf")
+    (models / "soft.gguf").symlink_to(other)
+    assert ids(opened()) == ["hard"]
+
+
+def test_search_sees_what_changes_faster_than_the_clock(opened: Open, tmp_path: Path) -> None:
+    """A folder whose time stamp does not tell that it changed, as two changes at once leave it."""
+    folder = tmp_path / "home/models"
+    write(folder / "a.gguf")
+    registry = opened()
+    assert ids(registry) == ["a"]
+    stamp = os.stat(folder).st_mtime_ns
+    write(folder / "b.gguf")
+    os.utime(folder, ns=(stamp, stamp))
+    assert ids(registry) == ["a", "b"]
+
+
+def test_unchanged_folders_cost_little(opened: Open, tmp_path: Path) -> None:
+    folder = tmp_path / "home/models"
+    for n in range(100):
+        write(folder / f"d{n}/m{n}.gguf")
+        os.utime(folder / f"d{n}", (0, 0))
+    registry = opened()
+    assert len(registry.models()) == 100
+    spent = []
+    for _ in range(5):
+        begin = time.process_time()
+        registry.models()
+        spent.append(time.process_time() - begin)
+    assert min(spent) < 0.02  # 3 ms where it was written
+    with patched(registry_module, "read_facts", lambda _: pytest.fail("a header is read again")):
+        registry.models()
+        assert len(opened().models()) == 100, "a restart reads none either"
+
+
+@contextlib.contextmanager
+def patched(where: object, name: str, value: object) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, name, value)
+        yield
+
+
+MMPROJ = {
+    "general.architecture": "clip",
+    "clip.has_vision_encoder": True,
+    "clip.vision.projection_dim": 64,
+}
+
+
 def test_projector_is_no_model_of_its_own(opened: Open, tmp_path: Path) -> None:
-    write(tmp_path / "home/models/mmproj.gguf", LLAMA | {"general.architecture": "clip"})
+    write(tmp_path / "home/models/mmproj.gguf", MMPROJ)
     assert ids(opened()) == []
+
+
+def test_projector_belongs_to_the_model_beside_it(opened: Open, tmp_path: Path) -> None:
+    models = tmp_path / "home/models"
+    write(models / "see/see-it.Q4_0.gguf")
+    eye = write(models / "see/mmproj-see-it-f16.gguf", MMPROJ)
+    write(models / "text.gguf")
+    write(models / "wide.gguf", LLAMA | {"llama.embedding_length": 128})
+    registry = opened()
+    seeing = registry.find("see-it").facts
+    assert seeing and seeing.type == "multimodal" and seeing.extra["projector"] == str(eye)
+    assert {m.facts.type for m in registry.models() if m.facts and m.id != "see-it"} == {"llm"}
+    assert registry.remove("see-it") == [str(models / "see/see-it.Q4_0.gguf"), str(eye)]
 
 
 def test_configuration_gives_aliases_and_options(opened: Open, tmp_path: Path) -> None:
@@ -160,6 +238,100 @@ def test_corrupt_database_is_set_aside_and_rescanned(opened: Open, tmp_path: Pat
     registry = opened()
     assert ids(registry) == ["m"]
     assert registry.set_aside and registry.set_aside.name == "registry.sqlite.corrupt-1"
+
+
+def _connect_impatiently(connect: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+    return connect(*args, **kw | {"timeout": 0})
+
+
+def test_database_that_is_only_locked_is_kept(opened: Open, tmp_path: Path) -> None:
+    opened().close()
+    other = sqlite3.connect(tmp_path / "home/registry.sqlite")
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        connect = functools.partial(_connect_impatiently, sqlite3.connect)
+        with patched(sqlite3, "connect", connect), pytest.raises(InternalError, match="locked"):
+            opened()
+    finally:
+        other.close()
+    assert not list((tmp_path / "home").glob("*.corrupt*"))
+
+
+def test_database_that_cannot_be_written_costs_only_memory(opened: Open, tmp_path: Path) -> None:
+    registry = opened()
+    other = sqlite3.connect(tmp_path / "home/registry.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        registry._records._db.execute("PRAGMA busy_timeout = 0")
+        write(tmp_path / "home/models/a/m.gguf")
+        write(tmp_path / "home/models/b/m.gguf")
+        assert ids(registry) == ids(registry) == ["m", "m-q4-0"]
+        registry.record_load("m", 1.0)
+    finally:
+        other.close()
+
+
+def test_id_of_a_moved_or_deleted_file_is_free_again(opened: Open, tmp_path: Path) -> None:
+    models = tmp_path / "home/models"
+    first = write(models / "m.Q8_0.gguf")
+    registry = opened()
+    assert ids(registry) == ["m"]
+    registry.record_load("m", 2.0)
+    (models / "sub").mkdir()
+    first.rename(models / "sub/renamed.gguf")
+    assert ids(registry) == ["m"] and registry.load_seconds("m") == 2.0, "it is the same file"
+    (models / "sub/renamed.gguf").unlink()
+    write(models / "m.Q4_0.gguf", LLAMA | {"general.name": "another"})
+    assert ids(registry) == ["m"]
+
+
+def test_id_waits_for_a_disk_to_come_back(opened: Open, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    write(disk / "m.Q8_0.gguf", LLAMA | {"general.name": "on the disk"})
+    registry = opened(model_dirs=[str(disk)])
+    assert ids(registry) == ["m"]
+    disk.rename(tmp_path / "unplugged")
+    write(tmp_path / "home/models/m.Q4_0.gguf")
+    assert ids(registry) == ["m-q4-0"]
+    (tmp_path / "unplugged").rename(disk)
+    assert registry.find("m").file.path == str(disk / "m.Q8_0.gguf")
+
+
+def test_another_file_in_its_place_has_its_own_measurements(opened: Open, tmp_path: Path) -> None:
+    path = write(tmp_path / "home/models/m.gguf")
+    registry = opened()
+    registry.models()
+    registry.record_load("m", 2.0)
+    write(path, LLAMA | {"general.name": "of another length"})
+    assert ids(registry) == ["m"] and registry.load_seconds("m") is None
+
+
+def test_id_is_stronger_than_an_alias(opened: Open, tmp_path: Path) -> None:
+    write(tmp_path / "home/models/a.gguf")
+    write(tmp_path / "home/models/b.gguf")
+    registry = opened('[models.a]\naliases = ["b", "c"]\n')
+    assert [registry.find(n).id for n in ("a", "b", "c")] == ["a", "b", "a"]
+
+
+def test_shards_without_the_first_are_listed_as_missing_it(opened: Open, tmp_path: Path) -> None:
+    folder = tmp_path / "home/models"
+    write(folder / "m-00002-of-00002.GGUF")
+    registry = opened()
+    with pytest.raises(InvalidModel, match="part 1 of 2 is missing"):
+        registry.find("m")
+    write(folder / "m-00001-of-00002.GGUF", tensors={"b": ((64,), 0, 256)})
+    assert len(registry.find("m").file.paths) == 2
+
+
+def test_remove_does_not_follow_links_out_of_our_folder(opened: Open, tmp_path: Path) -> None:
+    theirs = write(tmp_path / "theirs/t.gguf")
+    (tmp_path / "home/models").mkdir(parents=True)
+    (tmp_path / "home/models/link").symlink_to(theirs.parent)
+    registry = opened()
+    with pytest.raises(Conflict, match="not ours to delete"):
+        registry.remove("t")
+    assert theirs.exists()
 
 
 def test_remove_deletes_only_what_is_ours(opened: Open, tmp_path: Path) -> None:
@@ -186,13 +358,31 @@ def test_unreadable_file_is_listed_with_the_reason(
 ) -> None:
     path = write(tmp_path / "home/models/m.gguf")
     if os.geteuid() == 0:  # root may read everything: let the open fail as it would for others
-        import uml.supervisor.registry as module
 
         def refuse(_: str) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(module, "read_facts", refuse)
+        monkeypatch.setattr(registry_module, "read_facts", refuse)
     else:
         path.chmod(0)
-    (model,) = opened().models()
+    registry = opened()
+    (model,) = registry.models()
     assert model.error == "cannot be read: Permission denied"
+    monkeypatch.undo()
+    path.chmod(0o644)
+    os.utime(path, (0, 0))
+    registry.models()
+    path.chmod(0o600)
+    assert registry.find("m").error is None, "a permission has no time stamp"
+
+
+def test_folders_are_listed_again_now_and_then(tmp_path: Path) -> None:
+    now = 1e9
+    scanner = Scanner([(tmp_path, "config")], lambda: now)
+    os.utime(tmp_path, (1, 1))
+    assert scanner.find() == []
+    write(tmp_path / "m.gguf")
+    os.utime(tmp_path, (1, 1))  # a file system whose stamps lag
+    assert scanner.find() == []
+    now += 61
+    assert [f.name for f in scanner.find()] == ["m.gguf"]
