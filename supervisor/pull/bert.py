@@ -82,12 +82,12 @@ def convert(folder: Path, out: Path, name: str, report: Report) -> None:
         head += b"".join(pairs + infos)
         with (folder / "model.safetensors").open("rb") as source, out.open("wb") as target:
             target.write(head + bytes(-len(head) % _ALIGN))
-            done = 0
+            done, total = 0, sum(tensor.size_bytes for tensor in tensors)
             for tensor in tensors:
                 target.write(_data(tensor, source))
                 target.write(bytes(-tensor.size_bytes % _ALIGN))
                 done += tensor.size_bytes
-                report("converting", done, offset)
+                report("converting", done, total)
     except (KeyError, ValueError, TypeError, OverflowError, struct.error) as e:
         raise InvalidModel(f"{name} is no BERT model of the known form: {e!r}") from e
 

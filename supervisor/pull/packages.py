@@ -51,7 +51,7 @@ def fetch(spec: str, place: Place) -> list[Path]:
     ]
     members = [member or archives.largest(part) for part in parts]
     stem = _PART.sub("", os.path.basename(members[0]))
-    joined = place.work / (stem or re.sub(r"[-_.]?part$", "", match["name"]))
+    joined = place.work / (stem or re.sub(r"[-_.]*(part)?[-_.]*$", "", match["name"]))
     if joined.suffix != ".gguf":
         joined = joined.with_name(joined.name + ".gguf")
     joined.unlink(missing_ok=True)

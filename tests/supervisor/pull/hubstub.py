@@ -12,7 +12,9 @@ from typing import Any
 
 
 @contextmanager
-def hub(repo: str, sha: str, files: dict[str, bytes]) -> Iterator[str]:
+def hub(repo: str, sha: str, files: dict[str, bytes], lfs: str = "") -> Iterator[str]:
+    """lfs: the checksum it gives for every file."""
+
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -26,6 +28,9 @@ def hub(repo: str, sha: str, files: dict[str, bytes]) -> Iterator[str]:
             path = self.path.split("?")[0]
             if path in (f"/api/models/{repo}", f"/api/models/{repo}/revision/{sha}"):
                 siblings = [{"rfilename": n, "size": len(d)} for n, d in files.items()]
+                if lfs:
+                    sums = {"sha256": lfs, "pointerSize": 1}
+                    siblings = [s | {"lfs": sums | {"size": s["size"]}} for s in siblings]
                 info = {"id": repo, "modelId": repo, "sha": sha, "siblings": siblings}
                 self.send(json.dumps(info).encode(), {"Content-Type": "application/json"}, body)
                 return

