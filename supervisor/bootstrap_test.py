@@ -64,14 +64,16 @@ def prepare() -> dict[str, str]:
     first, *others = MODELS
     chat = _model(home, first, progress)
     environments.install("llama_cpp", progress, model=chat)
-    python = environments.python("llama_cpp")
     for name in others:
-        _model(home, name, progress, converter=python)
+        _model(home, name, progress)
     progress.close()
-    return {"UML_TEST_LLAMA_PYTHON": python, "UML_TEST_MODELS": str(chat.parent)}
+    return {
+        "UML_TEST_LLAMA_PYTHON": environments.python("llama_cpp"),
+        "UML_TEST_MODELS": str(chat.parent),
+    }
 
 
-def _model(home: Path, name: str, progress: Progress, converter: str | None = None) -> Path:
+def _model(home: Path, name: str, progress: Progress) -> Path:
     """The file, fetched when it is not there yet."""
     path = home / "models" / name
     if not path.exists():
@@ -79,5 +81,5 @@ def _model(home: Path, name: str, progress: Progress, converter: str | None = No
         def pulled(stage: str, done: int, total: int) -> None:
             progress(f"{name}: {stage}", done / total if total else None)
 
-        pull(MODELS[name], home, progress=pulled, name=name, converter=converter)
+        pull(MODELS[name], home, progress=pulled, name=name)
     return path

