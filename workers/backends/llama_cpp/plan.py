@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-#: How long a step may take that holds up running answers, and one that holds up nobody.
+#: How much longer a step may take for prompts' sake, when it holds up answers and when nobody.
 SHARED_S, ALONE_S = 0.1, 0.4
 #: A chunk is never smaller: progress, even on a machine that is far too slow.
 _LEAST = 8
@@ -28,9 +28,9 @@ class Pace:
             self.rate += weight * (rows / seconds - self.rate)
 
     def chunk(self, answering: int, most: int) -> int:
-        """Prompt tokens for the next step, at most `most`; answering: rows of running answers."""
+        """Prompt tokens for the next step, at most `most`; answering: running answers."""
         target_s = SHARED_S if answering else ALONE_S
-        return max(0, min(most, max(_LEAST, int(self.rate * target_s) - answering)))
+        return max(0, min(most, max(_LEAST, int(self.rate * target_s))))
 
 
 def share(budget: int, waiting: Sequence[int]) -> list[int]:
