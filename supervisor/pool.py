@@ -1,8 +1,8 @@
 """Runs what the scheduler decides, and serves requests.
 
-The scheduler is pure; here are the clock, the processes and the futures. Every event goes through
-`_feed`, which carries out the actions that come back. All of it belongs to the event loop's
-thread, so there are no locks.
+The scheduler is pure, the crew owns the processes; here are the clock and who waits. Every event
+goes through `_feed`, which carries out the actions that come back. All of it belongs to the event
+loop's thread, so there are no locks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uml.protocol import WIRE_VERSION, messages
@@ -29,19 +28,17 @@ from uml.protocol.errors import (
 )
 from uml.protocol.models import BackendSpec
 from uml.protocol.tasks import Generate, Task
-from uml.supervisor import states, tree
+from uml.supervisor import states
 from uml.supervisor.budget import Budget, Bytes
 from uml.supervisor.calls import Calls, Sink
+from uml.supervisor.crew import Crew
 from uml.supervisor.events import Events
-from uml.supervisor.ledger import Ledger
 from uml.supervisor.machine import Machine
 from uml.supervisor.needs import Needs
-from uml.supervisor.release import Receipt, release
 from uml.supervisor.scheduler import Scheduler
 from uml.supervisor.states import State
 from uml.supervisor.watch import Vital, Watch
 from uml.supervisor.worker import Worker
-from uml.supervisor.worker_log import WorkerLog
 
 if TYPE_CHECKING:
     from uml.supervisor.config import Config
@@ -50,7 +47,6 @@ if TYPE_CHECKING:
 
 #: A request that has seen this many workers die is not given a third.
 _DEATHS = 2
-_WORKERS = Path(__file__).resolve().parent.parent / "workers"
 
 
 @dataclasses.dataclass
@@ -84,29 +80,20 @@ class Pool:
             standby=frozenset(config.standby),
         )
         self.scheduler = Scheduler(Budget(config.budget, config.reserve_bytes), limits)
+        self.crew = Crew(config.home, environments, machine, events)
         self._calls = Calls(self._ignores_cancel)
         self._watch = Watch(self)
-        self._ledger = Ledger(config.home / "ledger")
-        self._workers: dict[str, Worker] = {}
-        self._vitals: dict[str, Vital] = {}
         self._models: dict[str, Model] = {}
         self._waiting: dict[int, _Waiting] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._kills: dict[str, asyncio.Task[None]] = {}
-        self._receipts: dict[str, asyncio.Future[Receipt]] = {}
-        self._history: list[Receipt] = []
         self._ids = itertools.count(1)
-        self._last_words: dict[str, list[str]] = {}
 
     # --- life ------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """End what an earlier supervisor left, measure, and watch."""
-        tree.become_subreaper()
-        tree.namespace_prefix()
-        for reaped in await asyncio.to_thread(self._ledger.reap):
-            level = "warning" if reaped.stuck else "info"
-            self._events.emit("ledger.reaped", level, pids=reaped.pids, stuck=reaped.stuck)
+        await self.crew.clear_up()
         self.measure()
         self._watch.start()
 
@@ -199,11 +186,11 @@ class Pool:
             for w in self.scheduler.workers.values()
             if w.need and (model_id is None or w.model == model_id)
         ]
-        receipts = [self._receipt(w.id) for w in targets]
         for worker in targets:
             if worker.model:
                 self._feed(self.scheduler.on_unload(worker.model, self.now(), force=force))
-        return [r.to_map() for r in await asyncio.gather(*receipts)]
+        receipts = await asyncio.gather(*(self.crew.receipt(w.id) for w in targets))
+        return [r.to_map() for r in receipts]
 
     async def swap(
         self,
@@ -220,7 +207,7 @@ class Pool:
         self._needs.need(model, keep_alive_s, options)
         self._environments.python(model.backend or "")
         leaving = [
-            self._receipt(w.id)
+            w.id
             for w in self.scheduler.workers.values()
             if w.need and w.model != model.id and not w.need.pinned
         ]
@@ -228,7 +215,7 @@ class Pool:
         status = await self.load(
             model, keep_alive_s=keep_alive_s, options=options, progress=progress
         )
-        receipts = await asyncio.gather(*leaving)
+        receipts = await asyncio.gather(*map(self.crew.receipt, leaving))
         return {
             "model": model.id,
             "receipts": [r.to_map() for r in receipts],
@@ -268,7 +255,7 @@ class Pool:
             )
             if not waiting.granted.done():
                 self._tell_waiting(model.id)
-            return request, self._workers[await waiting.granted]
+            return request, self.crew.workers[await waiting.granted]
         except asyncio.CancelledError:
             granted = waiting.granted
             if granted.done() and not granted.cancelled() and granted.exception() is None:
@@ -286,7 +273,7 @@ class Pool:
         """Say to all who wait for `model` how far it is."""
         state = self.scheduler.worker_of(model)
         word = state.state.value if state else "queued"
-        vital = self._vitals.get(state.id) if state else None
+        vital = self.crew.vitals.get(state.id) if state else None
         for request, waiting in self._waiting.items():
             if waiting.model == model:
                 waiting.tell(
@@ -336,29 +323,16 @@ class Pool:
         self._feed(self.scheduler.on_timer(name, self.now()))
 
     def _spawn(self, action: states.Spawn) -> None:
-        spec = self._specs[action.backend]
         try:
-            python = self._environments.python(spec.name)
-            log = WorkerLog(self._config.home / "logs" / f"{spec.name}-{action.worker}.log")
-            argv = [python, "-I", "-u", str(_WORKERS / "__main__.py"), spec.worker]
-            worker = Worker(action.worker, argv, spec.environ, self, log)
-            self._ledger.enter(worker.token, None)
-            worker.spawn()
-        except (OSError, UmlError) as e:
-            error = e if isinstance(e, UmlError) else LoadFailed(f"cannot start a worker: {e}")
-            self._feed(self.scheduler.on_failed(action.worker, error, self.now()))
+            self.crew.spawn(action.worker, self._specs[action.backend], self)
+        except UmlError as e:
+            self._feed(self.scheduler.on_failed(action.worker, e, self.now()))
             return
-        self._ledger.enter(worker.token, worker.launcher)
-        self._workers[worker.id] = worker
-        self._vitals[worker.id] = Vital(self.now())
-        self._events.emit(
-            "worker.spawned", worker=worker.id, backend=spec.name, pid=worker.launcher
-        )
         self._watch.wake()
 
     def _load(self, action: states.Load) -> None:
-        worker, need = self._workers[action.worker], action.need
-        model, vital = self._models[need.model], self._vitals[action.worker]
+        worker, need = self.crew.workers[action.worker], action.need
+        model, vital = self._models[need.model], self.crew.vitals[action.worker]
         vital.load_started = vital.moved_at = self.now()
         worker.send(
             messages.Load(
@@ -373,61 +347,27 @@ class Pool:
         self._watch.wake()
 
     async def _kill(self, worker_id: str, reason: str) -> None:
-        """The only way out of a worker, and the receipt for it."""
-        worker, state = self._workers.get(worker_id), self.scheduler.workers.get(worker_id)
+        """The only way out of a worker."""
+        worker, state = self.crew.workers.get(worker_id), self.scheduler.workers.get(worker_id)
         model = (state.model if state else None) or ""
-        residue: Bytes = {}
         if worker:
             self._calls.on_worker_lost(worker, Cancelled(f"cut: {model} {reason}"))
-            receipt = await release(
-                worker, self._machine, model=model, reason=reason, others=self._other_pids(worker)
-            )
-            residue = {d: b for d, b in receipt.after.items() if d != "ram" or receipt.stuck}
-            if not receipt.stuck:
-                self._ledger.leave(worker.token)
-            self._note(worker_id, receipt)
-            self._last_words[model] = worker.log.tail(200)
+        residue = await self.crew.release(worker_id, model, reason)
         self._kills.pop(worker_id, None)
         self.measure()
         self._feed(self.scheduler.on_gone(worker_id, residue, self.now()))
-        self._workers.pop(worker_id, None)
-        self._vitals.pop(worker_id, None)
-
-    def _other_pids(self, worker: Worker) -> Callable[[], list[int]]:
-        return lambda: [pid for w in self._workers.values() if w is not worker for pid in w.pids()]
-
-    def _note(self, worker_id: str, receipt: Receipt) -> None:
-        self._history = [*self._history, receipt][-20:]
-        future = self._receipts.pop(worker_id, None)
-        if future and not future.done():
-            future.set_result(receipt)
-        level = "info" if receipt.verified == "yes" else "warning"
-        self._events.emit(
-            "worker.released",
-            level,
-            worker=receipt.worker,
-            model=receipt.model,
-            reason=receipt.reason,
-            freed=receipt.freed,
-            ms=receipt.ms,
-            verified=receipt.verified,
-        )
-
-    def _receipt(self, worker_id: str) -> asyncio.Future[Receipt]:
-        if worker_id not in self._receipts:
-            self._receipts[worker_id] = asyncio.get_running_loop().create_future()
-        return self._receipts[worker_id]
+        self.crew.forget(worker_id)
 
     # --- what workers say (Listener) -------------------------------------------------------
 
     def on_chunks(self, worker: Worker, items: list[Any]) -> None:
-        vital = self._vitals.get(worker.id)
+        vital = self.crew.vitals.get(worker.id)
         if vital:
             vital.moved_at = worker.heard_at
         self._calls.on_chunks(items)
 
     def on_message(self, worker: Worker, message: messages.Message) -> None:
-        vital = self._vitals.get(worker.id)
+        vital = self.crew.vitals.get(worker.id)
         if vital is None:
             return
         match message:
@@ -496,7 +436,7 @@ class Pool:
 
     def failed(self, worker_id: str, error: UmlError) -> None:
         """A worker is of no use any more: end its calls with `error` and kill it."""
-        worker = self._workers.get(worker_id)
+        worker = self.crew.workers.get(worker_id)
         state = self.scheduler.workers.get(worker_id)
         if worker is None or state is None or state.state is State.KILLING:
             return
@@ -513,14 +453,6 @@ class Pool:
     # --- looking ---------------------------------------------------------------------------
 
     @property
-    def workers(self) -> Mapping[str, Worker]:
-        return self._workers
-
-    @property
-    def vitals(self) -> Mapping[str, Vital]:
-        return self._vitals
-
-    @property
     def machine(self) -> Machine:
         return self._machine
 
@@ -534,26 +466,15 @@ class Pool:
 
     def measure(self) -> None:
         """Tell the scheduler what the machine says now."""
-        resident = {w.id: self._resident(w) for w in self._workers.values()}
+        resident = self.crew.resident(self.scheduler.budget.devices)
         self._feed(self.scheduler.on_measured(self._machine.snapshot(), resident, self.now()))
-
-    def _resident(self, worker: Worker) -> Bytes:
-        """What a worker holds. Where a device does not tell by pid (NVML in a container speaks of
-        the host's), the worker's own word counts."""
-        vital = self._vitals.get(worker.id)
-        reported = vital.reported if vital and worker.exit is None else {}
-        devices = self.scheduler.budget.devices
-        own = {d: b for d, b in reported.items() if d in devices and d != "ram"}
-        return own | self._machine.used_by({*worker.pids(), *worker.ever()})
 
     def look_at_residue(self) -> None:
         """Bytes that had not come back may have meanwhile."""
         for holder, lease in list(self.scheduler.budget.leases.items()):
             if not lease.residue:
                 continue
-            receipt = next((r for r in reversed(self._history) if r.worker == holder), None)
-            pids = receipt.pids if receipt else []
-            left = {d: b for d, b in self._machine.used_by(pids).items() if d in lease.bytes}
+            left = {d: b for d, b in self.crew.left_of(holder).items() if d in lease.bytes}
             if left != lease.bytes:
                 self._events.emit("residue.changed", worker=holder, left=left)
                 self._feed(self.scheduler.on_residue(holder, left, self.now()))
@@ -579,13 +500,12 @@ class Pool:
         from uml.supervisor.status import report
 
         self.measure()
-        return report(self.scheduler, self._workers, self._vitals, self._machine, self._history)
+        return report(self.scheduler, self.crew, self._machine)
 
     def tail(self, model_id: str, lines: int = 50) -> list[str]:
         """The last lines a model's worker wrote to stderr, also after its end."""
         state = self.scheduler.worker_of(model_id)
-        worker = self._workers.get(state.id) if state else None
-        return worker.log.tail(lines) if worker else self._last_words.get(model_id, [])[-lines:]
+        return self.crew.tail(state.id if state else None, model_id, lines)
 
     def loading(self, model_id: str) -> bool:
         state = self.scheduler.worker_of(model_id)

@@ -43,6 +43,11 @@ class Receipt:
     verified: str
     at: float
 
+    @classmethod
+    def of_nothing(cls, model: str, worker: str, reason: str) -> Receipt:
+        """For a worker whose process could not even be started."""
+        return cls(model, worker, reason, [], [], {}, {}, {}, 0.0, 0.0, "yes", time.time())
+
     def to_map(self) -> dict[str, Any]:
         return asdict(self)
 

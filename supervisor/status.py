@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from typing import Any
 
+from uml.supervisor.crew import Crew
 from uml.supervisor.machine import Machine, process_memory
-from uml.supervisor.release import Receipt
 from uml.supervisor.scheduler import Scheduler
 from uml.supervisor.states import State, WorkerState
 from uml.supervisor.watch import Vital
 from uml.supervisor.worker import Worker
 
 
-def report(
-    scheduler: Scheduler,
-    workers: Mapping[str, Worker],
-    vitals: Mapping[str, Vital],
-    machine: Machine,
-    history: Sequence[Receipt],
-) -> dict[str, Any]:
+def report(scheduler: Scheduler, crew: Crew, machine: Machine) -> dict[str, Any]:
     """The body of GET /status, less what the gateway adds."""
     budget, waiting = scheduler.budget, scheduler.waiting()
     return {
@@ -37,7 +30,9 @@ def report(
             for d in budget.devices.values()
         ],
         "workers": [
-            _worker(state, scheduler, workers.get(state.id), vitals.get(state.id), machine)
+            _worker(
+                state, scheduler, crew.workers.get(state.id), crew.vitals.get(state.id), machine
+            )
             for state in scheduler.workers.values()
         ],
         "waiting": waiting,
@@ -45,16 +40,16 @@ def report(
         "residue": [
             {
                 "worker": holder,
-                "model": next((r.model for r in reversed(history) if r.worker == holder), ""),
+                "model": next((r.model for r in reversed(crew.receipts) if r.worker == holder), ""),
                 "device": device,
                 "bytes": count,
-                "pids": next((r.pids for r in reversed(history) if r.worker == holder), []),
+                "pids": crew.pids_of(holder),
             }
             for holder, lease in budget.leases.items()
             if lease.residue
             for device, count in lease.bytes.items()
         ],
-        "receipts": [receipt.to_map() for receipt in history],
+        "receipts": [receipt.to_map() for receipt in crew.receipts[-20:]],
     }
 
 

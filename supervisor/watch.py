@@ -93,7 +93,7 @@ class Watch:
     def _look(self, late_s: float) -> None:
         pool, now = self._pool, self._pool.now()
         for state in list(pool.scheduler.workers.values()):
-            worker, vital = pool.workers.get(state.id), pool.vitals.get(state.id)
+            worker, vital = pool.crew.workers.get(state.id), pool.crew.vitals.get(state.id)
             if worker is None or vital is None or state.state is State.KILLING:
                 continue
             worker.heard_at += late_s
@@ -118,7 +118,7 @@ class Watch:
 
     def _within_lease(self, worker_id: str, name: str, lease: dict[str, int]) -> None:
         """A load that takes more than it was granted endangers everybody: it is ended."""
-        pids = self._pool.workers[worker_id].pids()
+        pids = self._pool.crew.workers[worker_id].pids()
         used = self._pool.machine.used_by(pids) | {"ram": process_memory(pids).rss}
         for device, count in used.items():
             granted = lease.get(device, 0)

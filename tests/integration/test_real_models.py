@@ -102,14 +102,18 @@ def test_prompt_beyond_the_context_is_a_400(official: Any) -> None:
 
 
 def test_larger_num_ctx_reloads_the_model(served: Serving, official: Any) -> None:
-    official.chat.completions.create(model=CHAT, messages=QUESTION, max_tokens=1)
-    assert served.worker(CHAT)["context"] == 4096
-    long = [{"role": "user", "content": "word " * 5000}]
+    served.client.unload(CHAT)
+    served.client.load(CHAT, options={"n_ctx": 512})
+    assert served.worker(CHAT)["context"] == 512
+    long = [{"role": "user", "content": "word " * 600}]
+    with pytest.raises(openai.BadRequestError) as caught:
+        official.chat.completions.create(model=CHAT, messages=long, max_tokens=1)
+    assert caught.value.code == "context_length_exceeded"
     answer = official.chat.completions.create(
-        model=CHAT, messages=long, max_tokens=1, extra_body={"num_ctx": 8192}
+        model=CHAT, messages=long, max_tokens=1, extra_body={"num_ctx": 1024}
     )
-    assert answer.usage.prompt_tokens > 5000
-    assert served.worker(CHAT)["context"] == 8192
+    assert answer.usage.prompt_tokens > 600
+    assert served.worker(CHAT)["context"] == 1024
     served.client.unload(CHAT)
 
 

@@ -193,7 +193,7 @@ async def test_unload_leaves_no_process_whatever_the_worker_started(
 ) -> None:
     async with house(tmp_path) as h:
         await h.ask(h.model("a", options={"spawn_child": how}), "spawn_child")
-        (worker,) = h.pool.workers.values()
+        (worker,) = h.pool.crew.workers.values()
         members = worker.pids()
         assert len(members) >= 3
         (receipt,) = await h.pool.unload("a")
@@ -275,7 +275,7 @@ async def test_larger_context_reloads(tmp_path: Path) -> None:
 async def test_close_leaves_no_process(tmp_path: Path) -> None:
     async with house(tmp_path) as h:
         await asyncio.gather(h.ask(h.model("a")), h.ask(h.model("b")))
-        pids = [p for w in h.pool.workers.values() for p in w.pids()]
+        pids = [p for w in h.pool.crew.workers.values() for p in w.pids()]
         assert len(pids) >= 2
     assert not any(machine.alive(p) for p in pids)
 

@@ -1,0 +1,144 @@
+"""The worker processes: spawning, what is known of their lives, killing with a receipt.
+
+Decides nothing. `Crew` owns the processes and everything that outlives them: ledger entries,
+receipts, last words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uml.protocol.errors import LoadFailed
+from uml.protocol.models import BackendSpec
+from uml.supervisor import tree
+from uml.supervisor.budget import Bytes
+from uml.supervisor.events import Events
+from uml.supervisor.ledger import Ledger
+from uml.supervisor.machine import Machine
+from uml.supervisor.release import Receipt, release
+from uml.supervisor.watch import Vital
+from uml.supervisor.worker import Listener, Worker
+from uml.supervisor.worker_log import WorkerLog
+
+if TYPE_CHECKING:
+    from uml.supervisor.environments import Environments
+
+_ENTRY = Path(__file__).resolve().parent.parent / "workers" / "__main__.py"
+_RECEIPTS = 200
+_LAST_WORDS = 200
+
+
+class Crew:
+    """home: for the ledger and the workers' logs."""
+
+    def __init__(
+        self, home: Path, environments: Environments, machine: Machine, events: Events
+    ) -> None:
+        self._environments, self._machine, self._events = environments, machine, events
+        self._logs = home / "logs"
+        self._ledger = Ledger(home / "ledger")
+        self.workers: dict[str, Worker] = {}
+        self.vitals: dict[str, Vital] = {}
+        self.receipts: list[Receipt] = []
+        self._expected: dict[str, asyncio.Future[Receipt]] = {}
+        self._last_words: dict[str, list[str]] = {}
+
+    async def clear_up(self) -> None:
+        """End what an earlier supervisor left, and see to it that orphans come home to us."""
+        tree.become_subreaper()
+        tree.namespace_prefix()
+        for reaped in await asyncio.to_thread(self._ledger.reap):
+            level = "warning" if reaped.stuck else "info"
+            self._events.emit("ledger.reaped", level, pids=reaped.pids, stuck=reaped.stuck)
+
+    def spawn(self, worker_id: str, spec: BackendSpec, listener: Listener) -> None:
+        """Start a process. Raises: UmlError (not installed, or the system refuses)."""
+        python = self._environments.python(spec.name)
+        log = WorkerLog(self._logs / f"{spec.name}-{worker_id}.log")
+        argv = [python, "-I", "-u", str(_ENTRY), spec.worker]
+        worker = Worker(worker_id, argv, spec.environ, listener, log)
+        # Before there is a process, so that no moment exists in which one could be lost.
+        self._ledger.enter(worker.token, None)
+        try:
+            worker.spawn()
+        except OSError as e:
+            self._ledger.leave(worker.token)
+            log.close()
+            raise LoadFailed(f"cannot start a worker of {spec.name}: {e}") from e
+        self._ledger.enter(worker.token, worker.launcher)
+        self.workers[worker_id] = worker
+        self.vitals[worker_id] = Vital(time.monotonic())
+        self._events.emit(
+            "worker.spawned", worker=worker_id, backend=spec.name, pid=worker.launcher
+        )
+
+    async def release(self, worker_id: str, model: str, reason: str) -> Bytes:
+        """Kill a worker, watch its memory come back, write the receipt; what has not come back."""
+        worker = self.workers.get(worker_id)
+        if worker is None:  # it never came to be
+            self._note(Receipt.of_nothing(model, worker_id, reason))
+            return {}
+        receipt = await release(
+            worker,
+            self._machine,
+            model=model,
+            reason=reason,
+            others=lambda: [p for w in self.workers.values() if w is not worker for p in w.pids()],
+        )
+        if not receipt.stuck:
+            self._ledger.leave(worker.token)
+        self._last_words[model] = worker.log.tail(_LAST_WORDS)
+        self._note(receipt)
+        return {d: b for d, b in receipt.after.items() if d != "ram" or receipt.stuck}
+
+    def forget(self, worker_id: str) -> None:
+        self.workers.pop(worker_id, None)
+        self.vitals.pop(worker_id, None)
+
+    def _note(self, receipt: Receipt) -> None:
+        self.receipts = [*self.receipts, receipt][-_RECEIPTS:]
+        future = self._expected.pop(receipt.worker, None)
+        if future and not future.done():
+            future.set_result(receipt)
+        fields: dict[str, Any] = {
+            k: getattr(receipt, k) for k in ("worker", "model", "reason", "freed", "ms", "verified")
+        }
+        level = "info" if receipt.verified == "yes" else "warning"
+        self._events.emit("worker.released", level, **fields)
+
+    async def receipt(self, worker_id: str) -> Receipt:
+        """Wait for a worker's end; several may. One that was just written is given at once."""
+        written = next((r for r in reversed(self.receipts) if r.worker == worker_id), None)
+        if written:
+            return written
+        if worker_id not in self._expected:
+            self._expected[worker_id] = asyncio.get_running_loop().create_future()
+        return await asyncio.shield(self._expected[worker_id])
+
+    def resident(self, devices: Mapping[str, Any]) -> dict[str, Bytes]:
+        """What each worker holds. Where a device does not tell by pid (NVML in a container speaks
+        of the host's), the worker's own word counts."""
+        held = {}
+        for worker in self.workers.values():
+            vital = self.vitals.get(worker.id)
+            reported = vital.reported if vital and worker.exit is None else {}
+            own = {d: b for d, b in reported.items() if d in devices and d != "ram"}
+            held[worker.id] = own | self._machine.used_by({*worker.pids(), *worker.ever()})
+        return held
+
+    def left_of(self, worker_id: str) -> Bytes:
+        """What devices still hold in the name of a worker that is gone."""
+        return self._machine.used_by(self.pids_of(worker_id))
+
+    def pids_of(self, worker_id: str) -> list[int]:
+        """The pids of a worker that is gone, by its receipt."""
+        return next((r.pids for r in reversed(self.receipts) if r.worker == worker_id), [])
+
+    def tail(self, worker_id: str | None, model: str, lines: int) -> list[str]:
+        """The last lines a model's worker wrote to stderr, also after its end."""
+        worker = self.workers.get(worker_id or "")
+        return worker.log.tail(lines) if worker else self._last_words.get(model, [])[-lines:]
