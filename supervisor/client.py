@@ -45,6 +45,8 @@ class Client(Api):
         super().__init__()
         self.base_url = wire.base_url(base_url)
         self._key, self._timeout = api_key, timeout
+        #: What a request of one's own needs to be let in.
+        self.headers = wire.headers(api_key, None)
 
     def _send(self, call: Call) -> Any:
         stream = _Answer(self._connect(), self.base_url)

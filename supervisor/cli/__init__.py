@@ -16,7 +16,7 @@ _GROUPS = {
     "start and end": ("up", "serve", "stop", "test"),
     "models": ("run", "ls", "show", "pull", "rm"),
     "memory": ("ps", "load", "unload", "swap", "status"),
-    "care": ("doctor", "logs", "backends", "config", "version"),
+    "care": ("doctor", "logs", "bench", "backends", "config", "version"),
 }
 
 
@@ -80,6 +80,7 @@ def build() -> tuple[Parser, Commands]:
         listing,
         loading,
         logs,
+        measuring,
         pulling,
         run,
         server,
@@ -88,7 +89,18 @@ def build() -> tuple[Parser, Commands]:
 
     parser = Parser(prog=program(), add_help=False)
     commands = Commands(parser)
-    for module in (server, run, listing, pulling, loading, logs, backends, fitness, settings):
+    for module in (
+        server,
+        run,
+        listing,
+        pulling,
+        loading,
+        logs,
+        backends,
+        fitness,
+        settings,
+        measuring,
+    ):
         module.register(commands)
     return parser, commands
 
