@@ -83,6 +83,7 @@ class Supervisor:
         sock = port.listen(self.config.host, self.config.port)
         try:
             await self.pool.start()
+            self.registry.rescan()  # reading many headers for the first time takes a while
             app = make_app(self.gateway, max_body_bytes=self._max_body_bytes)
             runner = web.AppRunner(
                 app, handler_cancellation=True, access_log=None, shutdown_timeout=_GOODBYE_S

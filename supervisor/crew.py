@@ -82,13 +82,7 @@ class Crew:
         if worker is None:  # it never came to be
             self._note(Receipt.of_nothing(model, worker_id, reason))
             return {}
-        receipt = await release(
-            worker,
-            self._machine,
-            model=model,
-            reason=reason,
-            others=lambda: [p for w in self.workers.values() if w is not worker for p in w.pids()],
-        )
+        receipt = await release(worker, self._machine, model=model, reason=reason)
         if not receipt.stuck:
             self._ledger.leave(worker.token)
         self._last_words[model] = worker.log.tail(_LAST_WORDS)

@@ -99,7 +99,10 @@ class Needs:
         folder = self._machine.fake_folders.get(need.options.get("device", ""))
         own = self._config.for_model(model.id)
         extra = {"chat_template": own.chat_template} if own.chat_template else {}
-        return {**need.options, **extra, **({"fake_dir": folder} if folder else {})}
+        # All layers on the accelerator it was placed on, unless the configuration says how many.
+        layers = 0 if need.options.get("device") == "ram" else -1
+        told = {"n_gpu_layers": layers, **need.options, **extra}
+        return {**told, **({"fake_dir": folder} if folder else {})}
 
 
 def _checked(options: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import psutil
 
 from uml.supervisor.budget import Bytes
 from uml.supervisor.machine import Machine, anonymous_bytes, process_memory
@@ -53,19 +55,22 @@ class Receipt:
 
 
 class _Ram:
-    """RAM seen from the kernel's count of anonymous pages, less what our other processes did."""
+    """RAM seen from the kernel's count of anonymous pages, less what all other processes did
+    meanwhile: the rest of the machine does not stand still."""
 
-    def __init__(self, others: Callable[[], Iterable[int]]) -> None:
-        self._others = others
-        self._anon = anonymous_bytes()
-        self._rest = process_memory(others()).anon
+    def __init__(self, tree: Iterable[int]) -> None:
+        self._tree = set(tree)
+        self._anon, self._rest = anonymous_bytes(), self._others()
+
+    def _others(self) -> int:
+        return process_memory(pid for pid in psutil.pids() if pid not in self._tree).anon
 
     def freed(self) -> int | None:
+        """Bytes that came back; None where the kernel does not say."""
         now = anonymous_bytes()
         if now is None or self._anon is None:
             return None
-        grown = process_memory(self._others()).anon - self._rest
-        return self._anon - now + grown
+        return self._anon - now + self._others() - self._rest
 
 
 async def release(
@@ -74,18 +79,17 @@ async def release(
     *,
     model: str,
     reason: str,
-    others: Callable[[], Iterable[int]],
     deadline_s: float = 2.0,
 ) -> Receipt:
-    """Kill `worker`'s tree and wait until the devices show its memory free, `deadline_s` at most.
+    """Kill `worker`'s tree and wait, at most `deadline_s`, until the devices show its memory free.
 
-    others: the pids of our other workers, whose own growth meanwhile must not hide the release.
+    Raises: nothing; what went wrong stands in the receipt.
     """
     started = time.monotonic()
     pids = worker.pids()
     before = machine.used_by(pids)
     free_before = {d.name: d.free_bytes for d in machine.snapshot()}
-    ram = _Ram(others)
+    ram = _Ram(pids)
     report = await worker.kill()
     pause = 0.005
     while True:

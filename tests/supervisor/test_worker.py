@@ -188,7 +188,7 @@ async def test_kill_of_a_stopped_process_works(start: Start) -> None:
 async def test_release_shows_ram_back_and_writes_a_receipt(start: Start) -> None:
     worker, heard = start("x = bytearray(os.urandom(1) * (200 << 20)); say(t='beat'); hear()")
     await until(lambda: heard.messages)
-    receipt = await release(worker, machine.Machine(), model="m", reason="test", others=list)
+    receipt = await release(worker, machine.Machine(), model="m", reason="test")
     assert receipt.before["ram"] > 190 << 20
     assert receipt.verified == "yes", receipt
     assert receipt.freed["ram"] > 150 << 20
@@ -212,7 +212,7 @@ async def test_release_waits_for_the_device_and_names_residue(
     )
     await until(lambda: heard.messages)
     assert device.used_by(worker.pids())["fake0"] == 30 << 20
-    receipt = await release(worker, device, model="m", reason="test", others=list, deadline_s=1.5)
+    receipt = await release(worker, device, model="m", reason="test", deadline_s=1.5)
     assert receipt.verified == verified and receipt.ms >= at_least_ms
     if verified == "yes":
         assert receipt.freed["fake0"] == 30 << 20 and "fake0" not in receipt.after
