@@ -154,6 +154,8 @@ class Engine:
                 i += 1
                 continue
             match = slots.find(sequence.tokens)
+            if not self._live:
+                slots.vacate_all(keep=match.slot)
             owner = match.slot.owner if match.slot else None
             if owner is not None and owner.past < match.length:
                 if match.length - owner.past >= _WORTH_WAITING:
@@ -164,7 +166,7 @@ class Engine:
             if not self._has_room(sequence, match):
                 if self._live:
                     return
-                slots.room(len(sequence.tokens))
+                slots.vacate_all()
                 match = slots.find(sequence.tokens)
             del queue[i]
             slots.take(sequence, match)
@@ -210,10 +212,13 @@ class Engine:
         while True:
             ready = [s for s in self._live if s.pending == 1 and not s.request.job.blocked]
             prompts = [s for s in self._live if s.pending > 1]
+            # Sums are rounded otherwise in a row of its own than inside a chunk. Where answers are
+            # to be repeatable the last token always gets one, whatever came from the cache.
+            waiting = [s.pending - s.request.repeatable for s in prompts]
             budget = 0
             if prompts:
                 budget = self._pace.chunk(len(ready), self._batch.capacity - len(ready))
-                budget = min(budget, sum(s.pending for s in prompts))
+                budget = min(budget, sum(waiting))
             if not self._slots.room(len(ready) + budget):
                 budget = min(budget, self._slots.cells.free - len(ready))
             if budget >= 0 and (ready or budget or not prompts):
@@ -228,8 +233,7 @@ class Engine:
                 [s.past for s in ready],
                 [s.slot or 0 for s in ready],
             )
-        shares = share(budget, [s.pending for s in prompts])
-        for s, count in zip(prompts, shares, strict=True):
+        for s, count in zip(prompts, share(budget, waiting), strict=True):
             if count:
                 whole = count == s.pending
                 batch.run(s.tokens[s.past : s.past + count], s.past, s.slot or 0, output=whole)
@@ -241,11 +245,9 @@ class Engine:
     def _refused(self, status: int) -> None:
         """llama_decode computed nothing. 1 = no cells, though we counted some (window layers have
         fewer)."""
-        idle = [slot for slot in self._slots.slots if slot.idle]
-        if status == 1 and idle:
-            for slot in idle:
-                self._slots.vacate(slot)
-        elif status == 1 and len(self._live) > 1:
+        if status == 1 and self._slots.vacate_all():
+            return
+        if status == 1 and len(self._live) > 1:
             self._preempt()
         else:
             raise RuntimeError(f"llama_decode gave {status}")
@@ -277,7 +279,8 @@ class Engine:
             self._end(sequence, "stop")
             return
         sequence.tokens.append(token)
-        piece = self._vocab.piece(token)
+        vocab = self._vocab
+        piece = vocab.marked(token) if token in request.marks else vocab.piece(token)
         if entry is not None:
             start = sequence.bytes_in
             sequence.bytes_in = start + len(piece)

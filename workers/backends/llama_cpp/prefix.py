@@ -68,8 +68,10 @@ class Shelf:
         return found, length
 
     def touch(self, item: Parked) -> None:
-        self._items.remove(item)
-        self._items.append(item)
+        """It was used; nothing if it had to go meanwhile."""
+        if item in self._items:
+            self._items.remove(item)
+            self._items.append(item)
 
     def drop(self, item: Parked) -> None:
         self._items.remove(item)

@@ -21,8 +21,9 @@ from uml.protocol.errors import (
     UmlError,
 )
 from uml.protocol.tasks import Chat, Complete, Generate
-from uml.workers.backends.llama_cpp import grammar
+from uml.workers.backends.llama_cpp import grammar, tools
 from uml.workers.backends.llama_cpp.messages import normalise
+from uml.workers.backends.llama_cpp.replies import MARKS, THINK, ChatReply
 from uml.workers.backends.llama_cpp.sampling import Sampler
 from uml.workers.backends.llama_cpp.sequence import PlainReply, Reply, Request, Sequence
 from uml.workers.backends.llama_cpp.template import ChatTemplate
@@ -50,6 +51,8 @@ class Preparer:
         self._vocab, self._template, self._n_ctx = vocab, template, n_ctx
         self._ready, self._flush = ready, flush
         self._random = random.Random(seed)
+        marks = (vocab.tokens(mark, special=True) for mark in MARKS)
+        self._marks = frozenset(ids[0] for ids in marks if len(ids) == 1)
         self._jobs: deque[Job] = deque()
         self._wake = threading.Semaphore(0)
         threading.Thread(target=self._run, name="prepare", daemon=True).start()
@@ -85,9 +88,11 @@ class Preparer:
     def _prepare(self, job: Job) -> Request:
         task = job.task
         if isinstance(task, Chat):
-            tokens = self._chat(task)
+            text = self._chat(task)
+            tokens = self._tokens(text, "messages")
+            thinking = text.rstrip().endswith(THINK)
         elif isinstance(task, Complete):
-            tokens = self._complete(task)
+            tokens, thinking = self._complete(task), False
         else:
             raise TaskNotSupported(f"this model cannot {task.name}")
         if len(tokens) > self._n_ctx - 1:
@@ -96,17 +101,25 @@ class Preparer:
                 " needs room in it too",
                 param="messages" if isinstance(task, Chat) else "prompt",
             )
-        return self._request(job, task, tokens)
+        return self._request(job, task, tokens, thinking)
 
-    def _request(self, job: Job, task: Generate, tokens: list[int]) -> Request:
+    def _request(self, job: Job, task: Generate, tokens: list[int], thinking: bool) -> Request:
         if not 1 <= task.n <= _MOST_CHOICES:
             raise BadRequest(f"n is {task.n}; it has to be 1 to {_MOST_CHOICES}", param="n")
-        rules = grammar.of(task)
+        rules = grammar.of(task, self._template.source if self._template else "")
         ends = not task.ignore_eos or rules is not None
-        request = Request(job, len(tokens), top_logprobs=task.top_logprobs, ends=ends)
+        request = Request(
+            job,
+            len(tokens),
+            top_logprobs=task.top_logprobs,
+            ends=ends,
+            repeatable=task.sampling.seed is not None or task.sampling.temperature <= 0,
+        )
         if isinstance(task, Complete) and task.echo:
             text = task.prompt
             request.echo = text if isinstance(text, str) else self._vocab.text(text)
+        if isinstance(task, Chat):
+            request.marks = self._marks
         limit = self._n_ctx
         if task.max_tokens is not None:
             limit = min(limit, len(tokens) + max(0, task.max_tokens))
@@ -124,7 +137,7 @@ class Preparer:
                     forbidden=[] if ends else self._vocab.ends,
                     grammar=rules,
                 )
-                stream, reply = TextStream(task.stop), self._reply(task)
+                stream, reply = TextStream(task.stop), _reply(task, thinking and rules is None)
                 request.sequences.append(
                     Sequence(request, index, list(tokens), sampler, stream, reply, limit)
                 )
@@ -134,14 +147,19 @@ class Preparer:
             raise
         return request
 
-    def _chat(self, task: Chat) -> list[int]:
-        if self._template is None:
+    def _chat(self, task: Chat) -> str:
+        """The prompt as text."""
+        template = self._template
+        if template is None:
             raise TaskNotSupported(
                 "this model has no chat template (a base model): use /v1/completions"
             )
         messages = normalise(task.messages)
-        text = self._template.render(messages, task.tools, task.template_options)
-        return self._tokens(text, "messages")
+        functions = [] if task.tool_choice == "none" else task.tools
+        tools.names(functions)
+        if "tools" not in template.source:
+            messages, functions = tools.describe(messages, functions), []
+        return template.render(messages, functions, task.template_options)
 
     def _complete(self, task: Complete) -> list[int]:
         prompt: Any = task.prompt
@@ -167,5 +185,9 @@ class Preparer:
             raise BadRequest("the prompt is empty", param=param)
         return tokens
 
-    def _reply(self, task: Generate) -> Reply:
+
+def _reply(task: Generate, thinking: bool) -> Reply:
+    if not isinstance(task, Chat):
         return PlainReply()
+    known = [] if task.tool_choice == "none" else tools.names(task.tools)
+    return ChatReply(known, thinking=thinking, several=task.parallel_tool_calls)

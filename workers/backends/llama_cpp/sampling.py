@@ -61,11 +61,17 @@ class Sampler:
         self._bias = _bias(vocab, sampling, forbidden or [])
         if grammar is not None:
             self._grammar = _grammar(vocab, grammar)
-        plain = not grammar and sampling.temperature <= 0 and not _penalises(sampling)
-        if not plain:
+        #: One argmax does it.
+        self.greedy = False
+        self._draw: Draw | None = None
+        if grammar is not None or _penalises(sampling):
             self._chain = _chain(vocab, sampling, seed, n_ctx, prompt)
-        #: One argmax does it; the row need not be copied.
-        self.greedy = plain
+        elif sampling.temperature <= 0:
+            self.greedy = True
+        elif _only_temperature(sampling):
+            self._draw = Draw(seed, sampling.temperature)
+        else:
+            self._chain = _chain(vocab, sampling, seed, n_ctx, prompt)
 
     def pick(self, context: Any, index: int, row: Any) -> int:
         """The next token, accepted. index: of the row in the batch; row: its logits, changed."""
@@ -73,6 +79,8 @@ class Sampler:
             row[self._bias[0]] += self._bias[1]
         if self.greedy:
             return int(row.argmax())
+        if self._draw is not None:
+            return self._draw(row)
         if self._grammar is None:
             return int(lib.llama_sampler_sample(self._chain, context, index))
         return self._pick_by_grammar(row)
@@ -113,6 +121,32 @@ class Sampler:
         return bool(np.isfinite(one["logit"][0]))
 
 
+class Draw:
+    """Chooses by probability, nothing cut off: what most clients ask for, and several times faster
+    with whole arrays than through a list of candidates."""
+
+    _BLOCK = 512
+
+    def __init__(self, seed: int, temperature: float) -> None:
+        self._random = np.random.default_rng(seed)
+        self._scale = np.float32(1 / temperature)
+
+    def __call__(self, row: Any) -> int:
+        weights = np.exp((row - row.max()) * self._scale)
+        # In blocks, for speed, and because one long float32 sum would lose the small ones.
+        starts = np.arange(0, len(weights), self._BLOCK)
+        ends = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)
+        point = self._random.random() * ends[-1]
+        block = min(int(np.searchsorted(ends, point, "right")), len(starts) - 1)
+        first = int(starts[block])
+        inside = np.cumsum(weights[first : first + self._BLOCK], dtype=np.float64)
+        offset = int(np.searchsorted(inside, point - (ends[block - 1] if block else 0.0), "right"))
+        # Rounding may point just past the end; the heaviest of the block is certainly possible.
+        if offset >= len(inside) or not weights[first + offset]:
+            offset = int(weights[first : first + self._BLOCK].argmax())
+        return first + offset
+
+
 def _array(candidates: Any) -> Any:
     data = ctypes.cast(candidates.ctypes.data, lib.llama_token_data_p)
     return lib.llama_token_data_array(data=data, size=len(candidates), selected=-1, sorted=False)
@@ -121,6 +155,18 @@ def _array(candidates: Any) -> Any:
 def _penalises(s: Sampling) -> bool:
     repeats = s.repeat_penalty != 1 or s.frequency_penalty != 0 or s.presence_penalty != 0
     return (repeats and s.penalty_last_n != 0) or _dry(s)
+
+
+def _only_temperature(s: Sampling) -> bool:
+    cuts = (
+        s.top_n_sigma > 0
+        or s.top_k > 0
+        or s.typical_p < 1
+        or s.top_p < 1
+        or s.min_p > 0
+        or s.xtc_probability > 0
+    )
+    return not (cuts or s.mirostat or s.dynatemp_range > 0)
 
 
 def _dry(s: Sampling) -> bool:

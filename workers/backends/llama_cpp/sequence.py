@@ -83,14 +83,18 @@ class Sequence:
 @dataclass(eq=False)
 class Request:
     """A job's sequences and sums. prompt: tokens. top_logprobs: None = no logprobs.
-    ends: stop at an end-of-answer token. first_at: when the first token was chosen."""
+    ends: stop at an end-of-answer token. repeatable: the same question is to get the same answer.
+    first_at: when the first token was chosen."""
 
     job: Job
     prompt: int
     top_logprobs: int | None = None
     ends: bool = True
-    #: Text that goes before the first choice's answer, and every other's.
+    repeatable: bool = False
+    #: Text that goes before every choice's answer.
     echo: str = ""
+    #: Control tokens whose names count as text of the answer.
+    marks: frozenset[int] = frozenset()
     sequences: list[Sequence] = field(default_factory=list)
     finish: dict[int, str] = field(default_factory=dict)
     arrived_at: float = field(default_factory=time.monotonic)

@@ -157,6 +157,15 @@ class Slots:
                     self.shelf.put(Parked(tokens, state, size))
         self._clear(slot)
 
+    def vacate_all(self, keep: Slot | None = None) -> bool:
+        """Vacate every idle slot but `keep`; False when there was none. Who runs alone is not
+        slowed by idle cells then, and its own lie in order: attention adds up in the order of
+        cells, so a seed gives the same answer again."""
+        idle = [slot for slot in self.slots if slot.idle and slot is not keep]
+        for slot in idle:
+            self.vacate(slot)
+        return bool(idle)
+
     def tidy(self, now: float) -> None:
         """While others compute: vacate the oldest idle slot whose time is over, one at a time."""
         over = [s for s in self.slots if s.idle and now - s.idle_since > _KEEP_S]
