@@ -87,7 +87,7 @@ class Worker:
         self._control: deque[bytes] = deque()
         self._bulk: deque[bytes] = deque()
         self._sending = memoryview(b"")
-        self._launcher = 0
+        self._launcher = self._inner = 0
         self._namespaced = False
         self._seen: dict[int, float] = {}
         self._reaped = asyncio.Event()
@@ -140,11 +140,10 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """The worker's own pid as this machine sees it."""
-        if self._namespaced:
-            inner = tree.children(self._launcher)
-            return inner[0] if inner else self._launcher
-        return self._launcher
+        """The worker's own pid as this machine sees it, also after its end."""
+        if self._namespaced and not self._inner:
+            self._inner = next(iter(tree.children(self._launcher)), 0)
+        return self._inner or self._launcher
 
     def pids(self) -> list[int]:
         """The living tree, the launcher included."""

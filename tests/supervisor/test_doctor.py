@@ -53,7 +53,7 @@ def test_exit_code_is_for_failures_alone() -> None:
 
 
 def test_look_that_breaks_hides_no_other(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> None:
+    def broken(*_: object) -> None:
         raise OSError("no /proc")
 
     monkeypatch.setattr(machine, "ram", broken)
