@@ -19,7 +19,7 @@ TOPICS = (
     *("the sea", "a dog", "winter", "Rome", "music", "bread", "the moon", "trains"),
     *("chess", "gold", "rain", "a king", "tea", "maps", "glass", "horses"),
 )
-TALE = "".join(f", {topic} or {number}" for number, topic in enumerate(TOPICS[:14]))
+TALE = "".join(f", {topic} or {number}" for number, topic in enumerate(TOPICS[:9]))
 LONG_SYSTEM = "You are a careful assistant. " + " ".join(
     f"Rule {i}: answer about {topic} briefly." for i, topic in enumerate(TOPICS)
 )
@@ -150,10 +150,15 @@ def test_when_the_pool_runs_out_everybody_still_ends(tiny_worker: WorkerProcess)
     ]
     alone = [tiny_worker.run(task) for task in tasks]
     together = tiny_worker.wait(*[tiny_worker.ask(task) for task in tasks])
+    compared = 0
     for topic, a, b in zip(TOPICS, alone, together, strict=False):
         assert b.text() == topic + TALE
-        p, q = (sum(entry["logprob"] for entry in answer.logprobs()) for answer in (a, b))
-        assert p == pytest.approx(q, rel=0.1)
+        for one, other in zip(a.logprobs(), b.logprobs(), strict=False):
+            if one["token"] != other["token"]:
+                break  # the same text in other tokens from here on
+            compared += 1
+            assert one["logprob"] == pytest.approx(other["logprob"], abs=1.5)
+    assert compared > 150
     # The oldest is never made to wait for a younger one.
     assert together[0].times[-1] <= min(a.times[-1] for a in together)
 

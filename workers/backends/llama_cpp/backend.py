@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from uml.protocol.errors import TaskNotSupported
+from uml.protocol.errors import BadRequest, TaskNotSupported
 from uml.protocol.messages import Load, Ready
 from uml.protocol.tasks import Chat, Complete, Embed, Task
 from uml.workers.base import Backend, Job, Outbox, Progress
@@ -64,6 +64,8 @@ class LlamaCpp(Backend):
         if isinstance(job.task, Embed):
             if self._preparer is not None:
                 raise TaskNotSupported("this model writes text; embeddings want an embedding model")
+            if self._loaded is not None and self._loaded.scores:
+                raise TaskNotSupported("this model scores pairs of texts; it makes no embeddings")
         elif self._preparer is None:
             raise TaskNotSupported("this model makes embeddings and writes no text")
         (self._preparer or self._embedder).submit(job)
@@ -98,8 +100,12 @@ class LlamaCpp(Backend):
         engine = Engine(loaded.context, vocab, slots, self.outbox, options.n_batch, loaded.pace)
         template = None
         if loaded.template:
-            bos, eos = (vocab.marked(t).decode() if t >= 0 else "" for t in (vocab.bos, vocab.eos))
-            template = ChatTemplate(loaded.template, bos, eos)
+            try:
+                template = ChatTemplate(
+                    loaded.template, vocab.name(vocab.bos), vocab.name(vocab.eos)
+                )
+            except BadRequest as e:  # completions still work
+                self.log("warning", "template_broken", error=e.message)
         engine.start()
         self._engine = engine
         self._preparer = Preparer(

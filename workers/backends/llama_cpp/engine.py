@@ -74,7 +74,7 @@ class Engine:
 
     @property
     def queued(self) -> int:
-        return len(self._queue) + sum(len(r.sequences) for r in list(self._inbox))
+        return len(self._queue) + len(self._inbox)
 
     def _run(self) -> None:
         while True:

@@ -26,14 +26,15 @@ _WARM = 16
 
 @dataclass
 class Loaded:
-    """embedding: makes vectors instead of text. pace: of prompts, measured once."""
+    """embedding: makes vectors instead of text; scores: one number instead of a vector (a
+    reranker). pace: of prompts, measured once."""
 
     model: Any
     context: Any
     vocab: Vocab
     options: Options
     embedding: bool
-    pooling: int
+    scores: bool
     template: str | None
     facts: dict[str, Any]
     memory: dict[str, int]
@@ -47,7 +48,8 @@ def load(request: Load, log: Log, progress: Progress) -> Loaded:
     pooling = int(meta(model, f"{arch}.pooling_type") or 0)
     encoder = meta(model, f"{arch}.attention.causal") == "false"
     trained = lib.llama_model_n_ctx_train(model)
-    embedding = bool(request.options.get("embedding", encoder or pooling > 0))
+    wanted = request.options.get("embedding")
+    embedding = encoder or pooling > 0 if wanted is None else wanted is True
     if lib.llama_model_has_encoder(model):
         raise InvalidModel(f"{arch} models (encoder and decoder) are not supported")
     options = read(request.options, trained, embedding=embedding)
@@ -81,7 +83,7 @@ def load(request: Load, log: Log, progress: Progress) -> Loaded:
         vocab,
         options,
         embedding,
-        lib.llama_pooling_type(context),
+        lib.llama_pooling_type(context) == lib.LLAMA_POOLING_TYPE_RANK,
         template,
         facts,
         log.memory(),

@@ -177,7 +177,7 @@ class Preparer:
         """With one BOS if the model wants it, whether the template wrote one or not."""
         vocab = self._vocab
         if vocab.adds_bos and vocab.bos >= 0:
-            text = text.removeprefix(vocab.marked(vocab.bos).decode("utf-8", "replace"))
+            text = text.removeprefix(vocab.name(vocab.bos))
         tokens = vocab.tokens(text, add_special=True, special=True)
         if not tokens and vocab.bos >= 0:
             tokens = [vocab.bos]  # a model without BOS in front still has one to begin with

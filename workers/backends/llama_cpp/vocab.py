@@ -66,6 +66,10 @@ class Vocab:
             found = self._special[token] = self._piece(token, True)
         return found
 
+    def name(self, token: int) -> str:
+        """The text of a control token, "" for none (-1)."""
+        return self.marked(token).decode("utf-8", "replace") if token >= 0 else ""
+
     def text(self, tokens: list[int]) -> str:
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
 
