@@ -70,7 +70,7 @@ class WorkerProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("UML_TEST_VERBOSE") else subprocess.DEVNULL,
-            env={"PATH": os.environ["PATH"], "GOMP_SPINCOUNT": "10000"},
+            env={"PATH": os.environ["PATH"], "GOMP_SPINCOUNT": "1000"},
         )
         self._decoder = Decoder()
         self._ids = 0
