@@ -37,11 +37,12 @@ class UmlError(Exception):
         self.detail = detail or {}
 
     def to_wire(self) -> dict[str, Any]:
-        """The map that `from_wire` turns back into an equal error."""
+        """The map that `from_wire` turns back into an equal error. What UTF-8 has no bytes for
+        (the odd file name) becomes a question mark: an error can always be said."""
         return {
             "code": self.code,
             "status": self.status,
-            "message": self.message,
+            "message": self.message.encode("utf-8", "replace").decode(),
             "param": self.param,
             "retry_after_s": self.retry_after_s,
             "detail": self.detail,

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from uml.protocol import errors, frames, messages, tasks
@@ -69,6 +69,12 @@ anything = st.recursive(
 )
 
 
+anything_packable = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+
+
 @given(st.sampled_from([m.t for m in SAMPLES]), st.dictionaries(st.text(), anything), st.data())
 def test_any_map_is_a_message_or_a_protocol_error(
     name: str, extra: dict[str, Any], data: st.DataObject
@@ -88,6 +94,25 @@ def test_any_map_is_a_message_or_a_protocol_error(
 )
 def test_delta_counts_its_bytes(delta: Any, size: int) -> None:
     assert messages.delta_bytes(delta) == size
+
+
+deltas = st.text() | st.binary() | st.dictionaries(st.text(), anything_packable, max_size=4)
+
+
+@given(deltas)
+def test_delta_counts_the_same_on_both_sides(delta: Any) -> None:
+    (data,) = frames.Decoder().feed(messages.pack(messages.Chunks([["r1", 0, delta]])))
+    assert messages.delta_bytes(data["items"][0][2]) == messages.delta_bytes(delta)
+
+
+@given(st.sampled_from([*tasks.TASKS, "fly"]), st.data())
+def test_any_map_reads_as_a_task_or_a_protocol_error(name: str, data: st.DataObject) -> None:
+    known = [f.name for f in dataclasses.fields(tasks.TASKS[name])] if name in tasks.TASKS else []
+    keys = st.sampled_from([*known, "sampling", "newer"]) | st.text()
+    try:
+        assert tasks.read(name, data.draw(st.dictionaries(keys, anything))).name == name
+    except ProtocolError as e:
+        assert e.message
 
 
 @pytest.mark.parametrize("name", sorted(tasks.TASKS))
@@ -129,6 +154,16 @@ def test_error_survives_the_wire(cls: type[errors.UmlError]) -> None:
     assert (again.message, again.param, again.retry_after_s) == ("why", "p", 2.5)
     body = error.to_openai()["error"]
     assert set(body) == {"message", "type", "param", "code"} and body["message"] == "why"
+
+
+@given(st.text(st.characters(exclude_categories=())))
+@example("/models/\udcff.gguf")
+def test_error_can_be_said_whatever_its_message_holds(text: str) -> None:
+    """A file name that is no UTF-8 reaches messages as lone surrogates."""
+    error = errors.LoadFailed(text)
+    (data,) = frames.Decoder().feed(messages.pack(messages.Error(error.to_wire())))
+    said = errors.from_wire(data["error"]).message
+    assert said == (text.encode("utf-8", "replace").decode() or "load_failed")
 
 
 @pytest.mark.parametrize("data", [None, 5, "x", [], {}, {"code": 3}, {"detail": 3, "message": 4}])
