@@ -77,7 +77,7 @@ def main() -> None:
     from uml.workers.host import Host
 
     channel = Channel()
-    Host(channel, _backend(sys.argv[1])).run()
+    Host(channel, lambda outbox, log: _backend(sys.argv[1])(outbox, log)).run()
 
 
 if __name__ == "__main__":

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar
 
-from uml.protocol import messages
-from uml.protocol.errors import InternalError, TaskNotSupported, UmlError
+from uml.protocol import frames, messages
+from uml.protocol.errors import InternalError, ProtocolError, TaskNotSupported, UmlError
 from uml.protocol.tasks import Task
 
 Delta = str | bytes | dict[str, Any]
 Progress = Callable[[str, float | None], None]
+
+#: One delta is no larger, so that it fits into a frame whatever comes with it.
+MAX_DELTA_BYTES = frames.MAX_FRAME_BYTES // 2
 
 
 class Outbox:
@@ -28,7 +31,7 @@ class Outbox:
         self._send = send
         self._lock = threading.Lock()
         self._items: list[list[Any]] = []
-        self._after: list[messages.Message] = []
+        self._after: list[bytes] = []
         #: Grows with every flush that had something: the beat's sign of progress.
         self.flushed = 0
 
@@ -36,13 +39,16 @@ class Outbox:
         with self._lock:
             self._items.append([request, index, delta])
 
-    def end(self, message: messages.Message) -> None:
-        """A `done` or `error`; it leaves after the chunks collected so far."""
+    def end(self, message: messages.Done | messages.Error) -> None:
+        """A `done` or `error`; it leaves after the chunks collected so far. One that cannot be
+        packed becomes an `error` that says so: a request always ends."""
+        frame = pack_end(message)
         with self._lock:
-            self._after.append(message)
+            self._after.append(frame)
 
     def flush(self) -> None:
-        """One `chunks` frame with everything collected, then the ends."""
+        """One `chunks` frame with everything collected (more where it is too large for one), then
+        the ends."""
         with self._lock:
             if not self._items and not self._after:
                 return
@@ -51,9 +57,31 @@ class Outbox:
             self.flushed += 1
             # Sent under the lock: two flushing threads must not swap their frames.
             if items:
-                self._send(messages.pack(messages.Chunks(items)))
-            for message in after:
-                self._send(messages.pack(message))
+                self._send_chunks(items)
+            for frame in after:
+                self._send(frame)
+
+    def _send_chunks(self, items: list[list[Any]]) -> None:
+        try:
+            frame = messages.pack(messages.Chunks(items))
+        except ProtocolError:
+            # Each delta fits (`Job.emit` has looked), so there are too many: by halves.
+            if len(items) == 1:
+                raise
+            middle = len(items) // 2
+            self._send_chunks(items[:middle])
+            self._send_chunks(items[middle:])
+        else:
+            self._send(frame)
+
+
+def pack_end(message: messages.Done | messages.Error) -> bytes:
+    """`message` as a frame; one that cannot be packed as an `error` that says why."""
+    try:
+        return messages.pack(message)
+    except ProtocolError as e:
+        error = InternalError(f"the backend's result cannot be sent: {e.message}")
+        return messages.pack(messages.Error(error.to_wire(), message.id))
 
 
 class Job:
@@ -69,6 +97,8 @@ class Job:
         self._sent = self._credited = 0
         self._room = threading.Event()
         self._room.set()
+        #: Taken once, by whoever ends the job: its own thread, or a cancel's.
+        self._ending = threading.Lock()
 
     @property
     def blocked(self) -> bool:
@@ -76,10 +106,21 @@ class Job:
         return self._sent - self._credited >= self._window
 
     def emit(self, index: int, delta: Delta) -> None:
-        """Output of choice `index`; leaves with the next flush. Nothing after the end."""
+        """Output of choice `index`; leaves with the next flush. Nothing after the end.
+
+        A delta that cannot go on the wire fails this job, and no other one of the step.
+        """
         if self.done:
             return
-        self._sent += messages.delta_bytes(delta)
+        try:
+            size = messages.delta_bytes(delta)
+        except (TypeError, ValueError, OverflowError) as e:
+            self._spoiled(f"{type(e).__name__}: {e}")
+            return
+        if size > MAX_DELTA_BYTES:
+            self._spoiled(f"{size} bytes in one piece, {MAX_DELTA_BYTES} may be")
+            return
+        self._sent += size
         if self.blocked:
             self._room.clear()
         self._outbox.add(self.id, index, delta)
@@ -111,8 +152,12 @@ class Job:
     def fail(self, error: UmlError) -> None:
         self._end(messages.Error(error.to_wire(), self.id))
 
-    def _end(self, message: messages.Message) -> None:
-        if self.done:
+    def _spoiled(self, why: str) -> None:
+        self.cancel()  # so that the backend stops working on it
+        self.fail(InternalError(f"the backend's output cannot be sent: {why}"))
+
+    def _end(self, message: messages.Done | messages.Error) -> None:
+        if not self._ending.acquire(blocking=False):
             return
         self.done = True
         self._ended(self)
@@ -120,15 +165,16 @@ class Job:
 
 
 class Backend:
-    """Base of all backends. log: `log("info", "event", field=...)` becomes a `log` frame."""
+    """Base of all backends. log: `log("info", "event", field=...)` becomes a `log` frame.
+    slots: requests served at once; the host sets it to what `load` said in `Ready`."""
 
     name: ClassVar[str] = ""
+    slots: int = 1
 
     def __init__(self, outbox: Outbox, log: Callable[..., None]) -> None:
         self.outbox, self.log = outbox, log
         self._threads: ThreadPoolExecutor | None = None
-        self._slots = 1
-        self._running = 0
+        self._futures: dict[Job, Future[None]] = {}
 
     def versions(self) -> dict[str, str]:
         """Import the library and say its versions. Raises: ImportError."""
@@ -144,15 +190,23 @@ class Backend:
     def submit(self, job: Job) -> None:
         """Begin a job; called on the reader's thread, so it must be quick."""
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._slots, thread_name_prefix="job")
-        self._threads.submit(self._work, job)
+            self._threads = ThreadPoolExecutor(max(1, self.slots), thread_name_prefix="job")
+        future = self._futures[job] = self._threads.submit(self._work, job)
+        future.add_done_callback(lambda _: self._futures.pop(job, None))
 
     def cancel(self, job: Job) -> None:
-        """`job.cancelled` is set already; wake up whatever has to notice."""
+        """`job.cancelled` is set already; wake up whatever has to notice. Called on the reader's
+        thread. A job that still waits for a thread of the default `submit` ends here."""
+        future = self._futures.get(job)
+        if future is not None and future.cancel():
+            job.finish(["cancelled"])
+            self.outbox.flush()
 
     def stats(self) -> tuple[int, int, int]:
         """(busy, queued, progress): progress grows whenever work was done."""
-        return self._running, 0, self.outbox.flushed
+        futures = list(self._futures.values())
+        busy = sum(future.running() for future in futures)
+        return busy, len(futures) - busy, self.outbox.flushed
 
     def memory(self) -> dict[str, int]:
         """Device -> bytes the library says it holds."""
@@ -164,7 +218,6 @@ class Backend:
 
     def _work(self, job: Job) -> None:
         """Run the generator named by the task's verb: each delta leaves as it comes."""
-        self._running += 1
         result: dict[str, Any] = {}
         try:
             steps: Generator[Delta, None, dict[str, Any] | None] = getattr(self, job.task.name)(job)
@@ -184,5 +237,4 @@ class Backend:
         except Exception as e:
             job.fail(InternalError(f"{type(e).__name__}: {e}"))
         finally:
-            self._running -= 1
             self.outbox.flush()

@@ -25,7 +25,7 @@ from uml.protocol.errors import (
     TooLarge,
     UmlError,
 )
-from uml.workers.base import Backend, Job, Outbox
+from uml.workers.base import Backend, Job, Outbox, pack_end
 from uml.workers.channel import Channel
 
 _BEAT_S = 0.5
@@ -34,25 +34,28 @@ _MAX_PARTS = 64 * 1024 * 1024
 
 
 class Host:
-    """make: builds the backend, given its outbox and its log function."""
+    """make: builds the backend, given its outbox and its log function; may import it first."""
 
     def __init__(
         self, channel: Channel, make: Callable[[Outbox, Callable[..., None]], Backend]
     ) -> None:
         self._channel = channel
         self._outbox = Outbox(channel.send_packed)
-        self._backend = make(self._outbox, self._log)
+        self._make = make
+        self._backend: Backend
         self._jobs: dict[str, Job] = {}
         self._parts: dict[str, tuple[messages.Request, bytearray]] = {}
-        self._ready = False
+        self._loading = self._ready = False
         self._loads = 0
 
     def run(self) -> None:
         """Serve until EOF; never returns."""
         try:
+            self._backend = self._make(self._outbox, self._log)
             versions = self._backend.versions()
         except Exception as e:
-            self._give_up(LoadFailed(f"the {self._backend.name} library does not load: {e}"))
+            traceback.print_exc()
+            self._give_up(LoadFailed(f"the backend does not import: {type(e).__name__}: {e}"))
         self._channel.send(messages.Hello(self._backend.name, os.getpid(), versions=versions))
         threading.Thread(target=self._beat, name="beats", daemon=True).start()
         try:
@@ -61,11 +64,17 @@ class Host:
         except ProtocolError as e:
             print(f"the supervisor broke the protocol: {e}", file=sys.stderr, flush=True)
             os._exit(2)
+        except BaseException:
+            # Without its reader a worker would go on beating, deaf to everything.
+            traceback.print_exc()
+            os._exit(3)
         os._exit(0)
 
     def _take(self, message: messages.Message) -> None:
         if isinstance(message, messages.Request):
-            if message.parts:
+            if message.id in self._jobs or message.id in self._parts:
+                self._refuse(message.id, BadRequest(f"request {message.id[:40]} runs already"))
+            elif message.parts:
                 self._parts[message.id] = (message, bytearray())
             else:
                 self._begin(message, message.params)
@@ -77,6 +86,9 @@ class Host:
         elif isinstance(message, messages.Cancel):
             self._cancel(message.id)
         elif isinstance(message, messages.Load):
+            if self._loading:
+                raise ProtocolError("a second load: a worker has one model")
+            self._loading = True
             threading.Thread(target=self._load, args=(message,), name="load").start()
         else:
             raise ProtocolError(f"{message.t} is not for a worker")
@@ -84,13 +96,17 @@ class Host:
     def _load(self, load: messages.Load) -> None:
         try:
             ready = self._backend.load(load, self._progress)
+            frame = messages.pack(ready)
+        except ProtocolError as e:
+            self._give_up(LoadFailed(f"the backend's facts cannot be sent: {e.message}"))
         except UmlError as e:
             self._give_up(e)
         except BaseException as e:
             traceback.print_exc()
             self._give_up(LoadFailed(f"{type(e).__name__}: {e}"))
+        self._backend.slots = ready.slots
         self._ready = True
-        self._channel.send(ready)
+        self._channel.send_packed(frame)
 
     def _progress(self, stage: str, fraction: float | None) -> None:
         self._loads += 1
@@ -98,7 +114,7 @@ class Host:
 
     def _give_up(self, error: UmlError) -> None:
         """Say why the load failed, and end."""
-        self._channel.send(messages.Error(error.to_wire()))
+        self._channel.send_packed(pack_end(messages.Error(error.to_wire())))
         self._channel.drain()
         os._exit(1)
 
@@ -122,26 +138,28 @@ class Host:
             self._begin(request, params)
 
     def _begin(self, request: messages.Request, params: dict[str, Any]) -> None:
+        job: Job | None = None
         try:
             task = tasks.read(request.task, params)
             if not self._ready:
                 raise BadRequest("no model is loaded")
             if not self._backend.can(task):
                 raise TaskNotSupported(f"this model cannot {request.task}")
-        except UmlError as e:
-            self._refuse(request.id, e)
-            return
-        job = Job(request.id, task, self._outbox, request.window, self._ended)
-        self._jobs[job.id] = job
-        try:
+            job = self._jobs[request.id] = Job(
+                request.id, task, self._outbox, request.window, self._ended
+            )
             self._backend.submit(job)
-        except UmlError as e:
-            job.fail(e)
-            self._outbox.flush()
         except Exception as e:
-            traceback.print_exc()
-            job.fail(BadRequest(f"{type(e).__name__}: {e}"))
-            self._outbox.flush()
+            if isinstance(e, UmlError):
+                error = e
+            else:
+                traceback.print_exc()
+                error = BadRequest(f"{type(e).__name__}: {e}")
+            if job is None:
+                self._refuse(request.id, error)
+            else:
+                job.fail(error)
+                self._outbox.flush()
 
     def _ended(self, job: Job) -> None:
         self._jobs.pop(job.id, None)
@@ -167,4 +185,9 @@ class Host:
             pause.wait(_BEAT_S)
 
     def _log(self, level: str, event: str, **fields: Any) -> None:
-        self._channel.send(messages.Log(level, event, fields))
+        try:
+            frame = messages.pack(messages.Log(level, event, fields))
+        except ProtocolError:  # a log line must not fail a request
+            shown = {name: repr(value)[:1000] for name, value in fields.items()}
+            frame = messages.pack(messages.Log(level, event, shown))
+        self._channel.send_packed(frame)

@@ -7,7 +7,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,35 @@ class Talk:
                 text += "".join(d for r, _, d in message.items if r == request)
             elif message.id == request:
                 return text, message
+
+
+def wait_until(true: Callable[[], object], seconds: float = 5.0) -> None:
+    """Poll until `true()`; AssertionError after `seconds`."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "did not come about"
+        time.sleep(0.01)
+
+
+def children(pid: int) -> list[int]:
+    """The pids whose parent is `pid`."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            _, rest = stat.read_text(errors="replace").rsplit(")", 1)
+        except (OSError, ValueError):  # gone meanwhile
+            continue
+        if int(rest.split()[1]) == pid:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def gone(pid: int) -> bool:
+    """Dead, a zombie included: whoever adopted it may be slow to reap."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rsplit(")", 1)[1][1] in "ZX"
+    except OSError:
+        return True
 
 
 @contextmanager
