@@ -105,7 +105,6 @@ class Fake(Backend):
         if options.get("spawn_child"):
             spawn_child(str(options["spawn_child"]))
         slots = int(options.get("slots", 4))
-        self._slots = slots
         threading.Thread(target=self._loop, name="loop", daemon=True).start()
         facts = {"n_ctx": int(options.get("n_ctx", 4096)), "slots": slots, "arch": "fake"}
         return messages.Ready(slots=slots, facts=facts)
@@ -187,7 +186,9 @@ class Fake(Backend):
         else:
             job.emit(0, f"tok{running.spoken} ")
         running.spoken += 1
-        running.due = now + running.pause
+        if running.pause:
+            # The next beat of a clock that all of the same pace share, so that they step together.
+            running.due = (now // running.pause + 1) * running.pause
         if running.spoken >= running.left and "ignore_cancel" not in words:
             job.finish(["length"], self._usage(running))
         return True
