@@ -43,8 +43,10 @@ class Events:
         self._threshold = _LEVELS.get(level, 20)
         self._subscribers: set[asyncio.Queue[dict[str, Any]]] = set()
 
-    def emit(self, name: str, level: str = "info", **fields: Any) -> None:
-        event: dict[str, Any] = {"at": time.time(), "level": level, "event": name} | fields
+    def emit(self, name: str, level: str = "info", /, **fields: Any) -> None:
+        event: dict[str, Any] = {"at": time.time(), "level": level, "event": name}
+        # A field of a worker's log may be called like one of ours.
+        event |= {k if k not in event else f"{k}_": v for k, v in fields.items()}
         if self._stream is not None and _LEVELS.get(level, 20) >= self._threshold:
             line = json.dumps(event, default=str) if self._json else render_pretty(event)
             # A closed terminal or a full disk must not take the supervisor down.
