@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,8 +161,13 @@ def test_when_the_pool_runs_out_everybody_still_ends(tiny_worker: WorkerProcess)
             compared += 1
             assert one["logprob"] == pytest.approx(other["logprob"], abs=1.5)
     assert compared > 150
-    # The oldest is never made to wait for a younger one.
-    assert together[0].times[-1] <= min(a.times[-1] for a in together)
+    # The oldest is never made to wait: between two of its tokens nobody gets more than one, or
+    # two where a token was held back for a character's other half.
+    oldest = together[0].times
+    for other in together[1:]:
+        between = Counter(bisect_left(oldest, at) for at in other.times if at <= oldest[-1])
+        del between[0]
+        assert max(between.values(), default=0) <= 2
 
 
 def test_a_context_as_large_as_the_pool_fits(tiny_worker: WorkerProcess) -> None:
