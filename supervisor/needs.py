@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uml.protocol.errors import BadRequest, InvalidModel
 from uml.protocol.models import BackendSpec
 from uml.supervisor.budget import place
-from uml.supervisor.estimate import estimate, resolve_options
+from uml.supervisor.estimates import estimate, resolve_options
 from uml.supervisor.machine import Machine
 from uml.supervisor.states import Need
 

@@ -107,7 +107,7 @@ def _describe(name: str) -> dict[str, Any]:
     """What is known of a model when nobody runs it."""
     from uml.plugins.loader import load_specs
     from uml.protocol.errors import InvalidModel
-    from uml.supervisor.estimate import estimate, resolve_options
+    from uml.supervisor.estimates import estimate, resolve_options
 
     config = remote.load()
     with remote.registry(config) as registry:

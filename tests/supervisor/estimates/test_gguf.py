@@ -11,7 +11,8 @@ import pytest
 from tests.supervisor.formats.ggufs import write
 from uml.protocol.errors import BadRequest
 from uml.protocol.models import ModelFacts
-from uml.supervisor.estimate import compute_bytes, estimate, kv_bytes, resolve_options
+from uml.supervisor.estimates import estimate, resolve_options
+from uml.supervisor.estimates.gguf import compute_bytes, kv_bytes
 from uml.supervisor.formats import read_facts
 
 MIB = 1 << 20

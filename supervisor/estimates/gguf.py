@@ -1,8 +1,4 @@
-"""How much memory a model will take, from its header alone: pure.
-
-`resolve_options` is the one place where sizes are decided (context, slots, pool cells, batch): the
-worker is told every number and guesses none.
-"""
+"""GGUF models under llama.cpp: sizes, keys and values to the byte, compute buffers by fit."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ from typing import Any
 
 from uml.protocol.errors import BadRequest
 from uml.protocol.models import MemoryEstimate, ModelFacts
+from uml.supervisor.estimates.sums import spell, whole
 
 _MAX_DEFAULT_CONTEXT = 4096
 #: An embedding model with a vocabulary's width of output computes that for every token at once.
@@ -35,21 +32,13 @@ CACHE_TYPES = {
 }
 
 
-def resolve_options(facts: ModelFacts, options: Mapping[str, Any]) -> dict[str, Any]:
-    """`options` with every size filled in.
-
-    n_ctx: tokens one request may use, never more than trained. slots: requests at once. kv_cells:
-    cells of the pool that all of them share, half of what eight full contexts would take: few
-    requests use all of theirs, and when the pool runs out the youngest waits. n_batch, n_ubatch:
-    tokens per step. prefix_cache_bytes: RAM for conversations outside the pool.
-
-    Raises: BadRequest, naming the option.
+def resolve(facts: ModelFacts, given: Mapping[str, Any]) -> dict[str, Any]:
+    """n_ctx: tokens one request may use, never more than trained. slots: requests at once.
+    kv_cells: cells of the pool that all of them share, half of what eight full contexts would take:
+    few requests use all of theirs, and when the pool runs out the youngest waits. n_batch,
+    n_ubatch: tokens per step. prefix_cache_bytes: RAM for conversations outside the pool.
     """
-    given = {
-        k: v for k, v in {**facts.extra.get("options", {}), **options}.items() if v is not None
-    }
-    if facts.format == "fake":
-        return {"n_ctx": facts.context_length, "slots": 4, **given}
+    given = dict(given)
     if "gpu_layers" in given:  # the configuration's word for it
         given["n_gpu_layers"] = given.pop("gpu_layers")
     trained = facts.context_length or 1 << 24
@@ -63,65 +52,50 @@ def resolve_options(facts: ModelFacts, options: Mapping[str, Any]) -> dict[str, 
 
 
 def _text_sizes(facts: ModelFacts, given: Mapping[str, Any], trained: int) -> dict[str, int]:
-    n_ctx = min(_whole(given, "n_ctx", min(trained, _MAX_DEFAULT_CONTEXT)), trained)
-    slots = _whole(given, "slots", _DEFAULT_SLOTS)
-    cells = _whole(given, "kv_cells", min(slots, 8) * n_ctx // 2)
-    batch = max(_whole(given, "n_batch", _BATCH), slots)
+    n_ctx = min(whole(given, "n_ctx", min(trained, _MAX_DEFAULT_CONTEXT)), trained)
+    slots = whole(given, "slots", _DEFAULT_SLOTS)
+    cells = whole(given, "kv_cells", min(slots, 8) * n_ctx // 2)
+    batch = max(whole(given, "n_batch", _BATCH), slots)
     return {
         "n_ctx": n_ctx,
         "slots": slots,
         "kv_cells": _pad(max(cells, n_ctx)),
         "n_batch": batch,
-        "n_ubatch": min(_whole(given, "n_ubatch", batch), batch),
-        "prefix_cache_bytes": _whole(given, "prefix_cache_bytes", _PREFIX_CACHE_BYTES, 0),
+        "n_ubatch": min(whole(given, "n_ubatch", batch), batch),
+        "prefix_cache_bytes": whole(given, "prefix_cache_bytes", _PREFIX_CACHE_BYTES, 0),
     }
 
 
 def _vector_sizes(facts: ModelFacts, given: Mapping[str, Any], trained: int) -> dict[str, int]:
     """A text is looked at as a whole, so it has to fit into one batch."""
     default = _MAX_DEFAULT_CONTEXT if _keeps_nothing(facts) else _MAX_DEFAULT_WIDE
-    n_ctx = min(_whole(given, "n_ctx", min(trained, default)), trained)
-    batch = max(_whole(given, "n_batch", _BATCH), _pad(n_ctx))
+    n_ctx = min(whole(given, "n_ctx", min(trained, default)), trained)
+    batch = max(whole(given, "n_batch", _BATCH), _pad(n_ctx))
     return {
         "n_ctx": n_ctx,
-        "slots": _whole(given, "slots", _EMBEDDING_SLOTS),
-        "kv_cells": _pad(max(_whole(given, "kv_cells", batch), batch)),
+        "slots": whole(given, "slots", _EMBEDDING_SLOTS),
+        "kv_cells": _pad(max(whole(given, "kv_cells", batch), batch)),
         "n_batch": batch,
         "n_ubatch": batch,
         "prefix_cache_bytes": 0,
     }
 
 
-def _whole(given: Mapping[str, Any], key: str, default: int, low: int = 1) -> int:
-    value = given.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 1 << 31:
-        raise BadRequest(f"{key} is {value!r}; it has to be a whole number from {low}")
-    return value
-
-
 def estimate(facts: ModelFacts, options: Mapping[str, Any], process_bytes: int) -> MemoryEstimate:
-    """Bytes by what needs them. options: resolved. process_bytes: of the bare worker."""
-    if facts.format == "fake":
-        ram = int(options.get("ram_bytes", 0))
-        weights = facts.weights_bytes if options.get("device") else facts.weights_bytes + ram
-        process = process_bytes + (ram if options.get("device") else 0)
-        return MemoryEstimate(weights, 0, 0, process, arithmetic=f"{weights} bytes declared")
     kv, compute = kv_bytes(facts, options), compute_bytes(facts, options)
-    parked = int(options["prefix_cache_bytes"])
-    cells = int(options["kv_cells"])
-    terms = [
-        f"{_mb(facts.weights_bytes)} weights",
-        f"{_mb(kv)} KV cache ({cells} cells x {kv / cells / 1000:.1f} KB)" if kv else "",
-        f"{_mb(compute)} compute",
-        f"{_mb(parked)} parked conversations" if parked else "",
-        f"{_mb(process_bytes)} process",
-    ]
+    parked, cells = int(options["prefix_cache_bytes"]), int(options["kv_cells"])
     return MemoryEstimate(
         weights_bytes=facts.weights_bytes,
         kv_bytes=kv,
         compute_bytes=compute,
         process_bytes=process_bytes + parked,  # in RAM wherever the model is
-        arithmetic=" + ".join(filter(None, terms)),
+        arithmetic=spell(
+            (facts.weights_bytes, "weights"),
+            (kv, f"KV cache ({cells} cells x {kv / cells / 1000:.1f} KB)"),
+            (compute, "compute"),
+            (parked, "parked conversations"),
+            (process_bytes, "process"),
+        ),
     )
 
 
@@ -202,7 +176,3 @@ def _keeps_nothing(facts: ModelFacts) -> bool:
 def _pad(cells: int) -> int:
     """llama.cpp rounds the number of cells up to this."""
     return -(-int(cells) // _PAD) * _PAD
-
-
-def _mb(count: int) -> str:
-    return f"{count / 1e6:.0f} MB"
