@@ -45,6 +45,10 @@ class Sink(Protocol):
     def backlog(self) -> int:
         """Bytes taken by `chunk` that the reader has not taken yet."""
 
+    def restart(self, choices: range | None = None) -> bool:
+        """Forget the output of these choices (None: all), because they are done again; False when
+        some of it went out to the reader already."""
+
 
 @dataclass(eq=False)
 class Call:

@@ -148,6 +148,9 @@ class Pool:
             request, worker = await self._acquire(
                 model, keep_alive_s, options, tell=sink.waiting, wants_slot=True
             )
+            if self._leaves(worker):  # it died between the grant and now
+                self._finished(request)
+                continue
             call = self._calls.start(worker, task, sink, partial(self._finished, request))
             try:
                 return await asyncio.shield(call.future)
@@ -156,7 +159,7 @@ class Pool:
                 raise
             except WorkerDied as e:
                 deaths += 1
-                if call.delivered or deaths >= _DEATHS:
+                if (call.delivered and not sink.restart()) or deaths >= _DEATHS:
                     raise
                 self._events.emit("request.rerun", "warning", model=model.id, cause=e.message)
 
@@ -174,9 +177,12 @@ class Pool:
             if progress:
                 progress(state, fraction)
 
-        _, worker = await self._acquire(
-            model, keep_alive_s, options, tell=tell, wants_slot=False, urgent=True
-        )
+        while True:
+            _, worker = await self._acquire(
+                model, keep_alive_s, options, tell=tell, wants_slot=False, urgent=True
+            )
+            if not self._leaves(worker):
+                break
         return next(w for w in self.status()["workers"] if w["id"] == worker.id)
 
     async def unload(self, model_id: str | None, *, force: bool = False) -> list[dict[str, Any]]:
@@ -265,6 +271,11 @@ class Pool:
             raise
         finally:
             self._waiting.pop(request, None)
+
+    def _leaves(self, worker: Worker) -> bool:
+        """Whether it is being killed already: what is begun there now would be cut."""
+        state = self.scheduler.workers.get(worker.id)
+        return state is None or state.state is State.KILLING
 
     def _finished(self, request: int) -> None:
         self._feed(self.scheduler.on_finished(request, self.now()))
@@ -432,10 +443,11 @@ class Pool:
         else:
             last = f"; its last lines: {' | '.join(tail[-5:])}" if tail else ""
             error = LoadFailed(f"loading {name} failed: the worker {how}{last}", detail=detail)
-        self.failed(worker.id, error)
+        self.failed(worker.id, error, died=True)
 
-    def failed(self, worker_id: str, error: UmlError) -> None:
-        """A worker is of no use any more: end its calls with `error` and kill it."""
+    def failed(self, worker_id: str, error: UmlError, *, died: bool = False) -> None:
+        """A worker is of no use any more: end its calls with `error` and kill it. died: it did not
+        say itself why."""
         worker = self.crew.workers.get(worker_id)
         state = self.scheduler.workers.get(worker_id)
         if worker is None or state is None or state.state is State.KILLING:
@@ -443,7 +455,7 @@ class Pool:
         self._events.emit(
             "worker.failed", "error", worker=worker_id, model=state.model, error=error.message
         )
-        actions = self.scheduler.on_failed(worker_id, error, self.now())
+        actions = self.scheduler.on_failed(worker_id, error, self.now(), died=died)
         self._calls.on_worker_lost(worker, error)
         self._feed(actions)
 

@@ -165,15 +165,18 @@ class Scheduler:
                 self._do(SetTimer(f"standby {backend}", now + self.limits.standby_delay_s))
         return self._settle(now)
 
-    def on_failed(self, worker_id: str, error: UmlError, now: float) -> list[Action]:
-        """The load failed, or the process ended or hung on its own: `error` says why."""
+    def on_failed(
+        self, worker_id: str, error: UmlError, now: float, *, died: bool = False
+    ) -> list[Action]:
+        """The load failed, or the process ended or hung on its own: `error` says why. died: it did
+        not say itself why, so who waits for the load and saw none die yet gets a second one."""
         worker = self.workers.get(worker_id)
         if worker is None or worker.state is State.KILLING:
             return []
         loading = worker.state in (State.STARTING, State.STANDBY, State.LOADING)
-        if worker.need:
+        if worker.need and not (loading and died and self._spare(worker.need.model, error)):
             self.breaker.failed(worker.need.model, error, now)
-            if loading:
+            if loading and not died:
                 self._refuse_all(worker.need.model, error)
         self._kill(worker, error.message)
         return self._settle(now)
@@ -388,6 +391,17 @@ class Scheduler:
         self._claims.pop(model, None)
         for waiter in self._waiting.pop(model, {}).values():
             self._do(Refuse(waiter.request, error))
+
+    def _spare(self, model: str, error: UmlError) -> bool:
+        """A load died: refuse who saw that happen before; whether there was nobody of that kind."""
+        queue = self._waiting.get(model, {})
+        refused = [waiter.request for waiter in queue.values() if waiter.deaths]
+        for request in refused:
+            del queue[request]
+            self._do(Refuse(request, error))
+        for waiter in queue.values():
+            waiter.deaths += 1
+        return not refused
 
     def _tell(self, event: str, worker: WorkerState, **fields: Any) -> None:
         self._do(Tell(event, {"worker": worker.id, "model": worker.model} | fields))

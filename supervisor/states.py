@@ -128,13 +128,15 @@ class WorkerState:
 
 @dataclass
 class Waiter:
-    """A request that waits. wants_slot: False for a mere load. urgent: see `on_request`."""
+    """A request that waits. wants_slot: False for a mere load. urgent: see `on_request`.
+    deaths: processes that died while they loaded the model for it."""
 
     request: int
     need: Need
     since: float
     wants_slot: bool = True
     urgent: bool = False
+    deaths: int = 0
 
 
 @dataclass

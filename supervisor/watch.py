@@ -105,6 +105,7 @@ class Watch:
                 pool.failed(
                     state.id,
                     WorkerDied(f"the worker of {name} gave no sign of life for {overdue:.0f} s"),
+                    died=True,
                 )
             elif state.state in (State.STARTING, State.LOADING) and still > stall:
                 stage = vital.stage or "its start"

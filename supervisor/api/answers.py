@@ -101,6 +101,11 @@ class Collector(Wait):
     def backlog(self) -> int:
         return 0
 
+    def restart(self, choices: range | None = None) -> bool:
+        for index in list(self._choices if choices is None else choices):
+            self._choices.pop(index, None)
+        return True
+
 
 class Vectors(Wait):
     """A sink for embeddings."""
@@ -115,6 +120,9 @@ class Vectors(Wait):
 
     def backlog(self) -> int:
         return 0
+
+    def restart(self, choices: range | None = None) -> bool:
+        return True  # each vector comes whole, and the same again
 
 
 def chat_answer(

@@ -30,10 +30,11 @@ _SIDE_BY_SIDE = 32
 
 @dataclass
 class _Shifted:
-    """A sink whose choices are counted on from `first`."""
+    """A sink whose choices, `width` of them, are counted on from `first`."""
 
     sink: Sink
     first: int
+    width: int
 
     def waiting(self, state: str, fraction: float | None, position: int) -> None:
         self.sink.waiting(state, fraction, position)
@@ -43,6 +44,9 @@ class _Shifted:
 
     def backlog(self) -> int:
         return self.sink.backlog()
+
+    def restart(self, choices: range | None = None) -> bool:
+        return self.sink.restart(range(self.first, self.first + self.width))
 
 
 async def run(gateway: Gateway, wishes: Wishes, asked: Asked, sink: Sink) -> Done:
@@ -54,7 +58,11 @@ async def run(gateway: Gateway, wishes: Wishes, asked: Asked, sink: Sink) -> Don
     async def one(position: int) -> Done:
         async with gate:
             return await _run_one(
-                gateway, wishes, asked, position, _Shifted(sink, position * asked.width)
+                gateway,
+                wishes,
+                asked,
+                position,
+                _Shifted(sink, position * asked.width, asked.width),
             )
 
     try:

@@ -13,6 +13,10 @@ class Wait:
     def waiting(self, state: str, fraction: float | None, position: int) -> None:
         self._state, self._fraction, self._position = state, fraction, position
 
+    def restart(self, choices: range | None = None) -> bool:
+        """See `Sink`; what goes out as it comes cannot be taken back."""
+        return False
+
     def headers(self) -> dict[str, str]:
         found = {"X-Model-State": self._state}
         if self._position:

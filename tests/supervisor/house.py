@@ -56,6 +56,9 @@ class Reader:
     def backlog(self) -> int:
         return 1 << 20 if self.slow else 0
 
+    def restart(self, choices: range | None = None) -> bool:
+        return False
+
     @property
     def text(self) -> str:
         return "".join(d for _, d in self.chunks if isinstance(d, str))

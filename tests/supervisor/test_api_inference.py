@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import time
 from pathlib import Path
@@ -316,3 +318,18 @@ async def test_many_streams_at_once_do_not_mix(tmp_path: Path) -> None:
         texts = await asyncio.gather(*(one(i) for i in range(50)))
     tokens = "".join(f"tok{i} " for i in range(1, 20))
     assert texts == [f"word{i} {tokens}" for i in range(50)]
+
+
+async def test_prompts_of_one_request_whose_worker_dies_are_done_again_each_whole(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path) as house:
+        body = {"model": "alpha", "prompt": ["say=x", "say=y slow=0.05"], "max_tokens": 12}
+        asking = asyncio.create_task(house.post("/v1/completions", body))
+        await until(lambda: house.busy() == 1)  # the quick one is answered
+        (worker,) = house.supervisor.pool.crew.workers.values()
+        os.kill(worker.pid, signal.SIGKILL)
+        status, answer = await asking
+    assert status == 200
+    rest = [f"tok{i}" for i in range(1, 12)]
+    assert [c["text"].split() for c in answer["choices"]] == [["x", *rest], ["y", *rest]]

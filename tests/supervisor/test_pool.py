@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.supervisor.house import MB, Reader, chat, house, until
+from uml.protocol import messages
 from uml.protocol.errors import (
     BadRequest,
     Cancelled,
@@ -21,6 +22,7 @@ from uml.protocol.errors import (
 )
 from uml.protocol.tasks import Rerank
 from uml.supervisor import machine, tree
+from uml.supervisor.api.answers import Collector
 
 
 async def test_request_loads_the_model_and_streams(tmp_path: Path) -> None:
@@ -119,6 +121,51 @@ async def test_worker_killed_before_any_content_is_run_again(tmp_path: Path) -> 
         with pytest.raises(WorkerDied, match="SIGKILL"):
             await waiting  # two deaths: it is not given a third worker
         assert (await h.ask(a)).text.startswith("a")
+
+
+@pytest.mark.parametrize("state", ["starting", "loading"])
+async def test_worker_killed_before_it_is_ready_costs_no_request(
+    tmp_path: Path, state: str
+) -> None:
+    async with house(tmp_path) as h:
+        a = h.model("a", options={"slow_load": 0.5})
+        waiting = asyncio.create_task(h.ask(a, "who"))
+        (worker,) = await until(
+            lambda: [w for w in h.pool.status()["workers"] if w["state"] == state]
+        )
+        os.kill(worker["pid"], signal.SIGKILL)
+        assert (await waiting).text.startswith("a ")
+        assert len(h.pool.status()["receipts"]) == 1
+
+
+async def test_worker_that_dies_between_the_grant_and_the_request_costs_no_request(
+    tmp_path: Path,
+) -> None:
+    async with house(tmp_path) as h:
+        a = h.model("a", options={"slow_load": 0.3})
+        waiting = asyncio.create_task(h.ask(a, "who"))
+        loading = asyncio.create_task(h.pool.load(a))
+        state = await until(lambda: h.pool.loading("a") and h.pool.scheduler.worker_of("a"))
+        await until(lambda: state.state == "loading")
+        worker = h.pool.crew.workers[state.id]
+        # As when the exit and the last word come out of one look at the pipes.
+        h.pool.on_message(worker, messages.Ready(slots=4))
+        assert state.busy, "it was granted"
+        h.pool.on_exit(worker, "was killed by SIGKILL")
+        assert (await waiting).text.startswith("a ")
+        assert (await loading)["state"] == "ready"
+
+
+async def test_answer_that_is_not_streamed_is_done_again_when_its_worker_dies(
+    tmp_path: Path,
+) -> None:
+    async with house(tmp_path) as h:
+        a, collector = h.model("a"), Collector()
+        waiting = asyncio.create_task(h.pool.run(a, chat("who slow=0.05", 20), collector))
+        await until(lambda: len(collector.choice(0).texts) >= 3)
+        os.kill(h.worker("a")["pid"], signal.SIGKILL)
+        await waiting
+        assert collector.choice(0).text.split() == ["a", *(f"tok{i}" for i in range(1, 20))]
 
 
 async def test_worker_killed_in_mid_stream_ends_the_stream_with_an_error(tmp_path: Path) -> None:

@@ -225,6 +225,23 @@ def test_load_failure_tells_all_waiters_the_cause() -> None:
     assert world.spawned == ["w1"], "nobody waits, so nothing is tried again"
 
 
+def test_load_that_died_is_tried_once_more_for_each_who_waits() -> None:
+    world = World()
+    died = LoadFailed("was killed by SIGKILL")
+    world.ask(1, need("a"))
+    world.hello("w1")
+    world.do(world.scheduler.on_failed("w1", died, world.clock, died=True))
+    world.gone("w1")
+    assert world.spawned == ["w1", "w2"] and not world.refused
+    world.ask(2, need("a"))
+    world.do(world.scheduler.on_failed("w2", died, world.clock, died=True))
+    world.gone("w2")
+    assert set(world.refused) == {1}, "the other one has seen only one death"
+    world.hello("w3")
+    world.ready("w3")
+    assert world.granted == {2: "w3"}
+
+
 def test_model_that_fails_again_and_again_backs_off_and_is_tried_once_later() -> None:
     world = World()
     for request in range(3):

@@ -65,13 +65,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         if found := self.pick(State.LOADING):
             self.world.ready(data.draw(st.sampled_from(found)))
 
-    @rule(data=st.data())
-    def die(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), died=st.booleans())
+    def die(self, data: st.DataObject, died: bool) -> None:
         if found := self.pick(*(s for s in State if s is not State.KILLING)):
             worker = data.draw(st.sampled_from(found))
             busy = set(self.world.scheduler.workers[worker].busy)
             error = WorkerDied("died")
-            self.world.do(self.world.scheduler.on_failed(worker, error, self.world.clock))
+            now = self.world.clock
+            self.world.do(self.world.scheduler.on_failed(worker, error, now, died=died))
             for request in busy:
                 self.open.discard(request)
                 self.left.add(request)
