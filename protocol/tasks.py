@@ -77,7 +77,8 @@ class Generate(Task):
     """What chat and completion share. max_tokens: None = until the context is full.
     stop: strings that end a choice and are not part of it. top_logprobs: None = no logprobs,
     0..20 alternatives otherwise. grammar: GBNF text. json_schema: a schema the output obeys
-    ({} = any JSON object). ignore_eos: go on to max_tokens (benchmarks)."""
+    ({} = any JSON object). ignore_eos: go on to max_tokens (benchmarks). seeded: the client chose
+    the seed, so the answer is to be the same each time, down to the rounding."""
 
     max_tokens: int | None = None
     stop: list[str] = field(default_factory=list)
@@ -87,6 +88,7 @@ class Generate(Task):
     grammar: str | None = None
     json_schema: dict[str, Any] | None = None
     ignore_eos: bool = False
+    seeded: bool = False
 
     def to_wire(self) -> dict[str, Any]:
         return self.__dict__ | {"sampling": dict(self.sampling.__dict__)}

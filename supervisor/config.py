@@ -122,6 +122,13 @@ def _folder(value: Any) -> Path:
     return Path(value).expanduser().absolute()
 
 
+def _size(value: Any) -> int:
+    try:
+        return parse_size(value)
+    except ValueError:
+        raise ValueError(SIZE_FORMS) from None
+
+
 def _sizes(value: Any) -> dict[str, int]:
     if isinstance(value, str):  # from the environment: "ram=8GB,cuda:0=20GB"
         value = dict(part.split("=", 1) for part in _texts(value) if "=" in part) or None
@@ -178,6 +185,7 @@ class Config:
     budget: device -> most bytes we may hold there. reserve_bytes: device -> bytes left to others.
     max_loaded: models at once. max_wait_s: how long newer work may keep a busy model in place while
     another waits for its room. standby: backends that keep an imported process ready.
+    conversations_bytes: disk for the states of conversations of models that were unloaded.
     fake_device: "fake0:BYTES:DIR", for tests.
     """
 
@@ -197,6 +205,7 @@ class Config:
     preload: tuple[str, ...] = _key("preload", _texts, ())
     budget: dict[str, int] = _key("budget", _sizes, {})
     reserve_bytes: dict[str, int] = _key("reserve", _sizes, {})
+    conversations_bytes: int = _key("conversations", _size, 1 << 30)
     load_stall_s: float = _key("load_stall", _limit, 120.0)
     beat_overdue_s: float = _key("beat_overdue", _limit, 10.0)
     drain_s: float = _key("drain", _duration, 30.0)

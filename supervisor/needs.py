@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uml.protocol.errors import BadRequest, InvalidModel
 from uml.protocol.models import BackendSpec
 from uml.supervisor.budget import place
+from uml.supervisor.conversations import Conversations
 from uml.supervisor.estimates import estimate, resolve_options
 from uml.supervisor.machine import Machine
 from uml.supervisor.states import Need
@@ -27,9 +28,11 @@ class Needs:
         registry: Registry,
         specs: Mapping[str, BackendSpec],
         machine: Machine,
+        conversations: Conversations,
     ) -> None:
         self._config, self._registry = config, registry
         self._specs, self._machine = specs, machine
+        self._conversations = conversations
 
     def need(
         self, model: Model, keep_alive_s: float | None, options: Mapping[str, Any] | None
@@ -101,6 +104,8 @@ class Needs:
         extra = {"chat_template": own.chat_template} if own.chat_template else {}
         # All layers on the accelerator it was placed on, unless the configuration says how many.
         layers = 0 if need.options.get("device") == "ram" else -1
+        if kept := self._conversations.folder(model.content_hash):
+            extra["conversations_dir"] = str(kept)
         told = {"n_gpu_layers": layers, **need.options, **extra}
         return {**told, **({"fake_dir": folder} if folder else {})}
 

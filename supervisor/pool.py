@@ -31,6 +31,7 @@ from uml.protocol.tasks import Generate, Task
 from uml.supervisor import states
 from uml.supervisor.budget import Budget, Bytes
 from uml.supervisor.calls import Calls, Sink
+from uml.supervisor.conversations import Conversations
 from uml.supervisor.crew import Crew
 from uml.supervisor.events import Events
 from uml.supervisor.machine import Machine
@@ -72,7 +73,8 @@ class Pool:
     ) -> None:
         self._config, self._registry, self._environments = config, registry, environments
         self._specs, self._machine, self._events = specs, machine, events
-        self._needs = Needs(config, registry, specs, machine)
+        self.conversations = Conversations(config.home, config.conversations_bytes)
+        self._needs = Needs(config, registry, specs, machine, self.conversations)
         limits = states.Limits(
             max_loaded=config.max_loaded,
             queue=config.queue_limit,
@@ -423,6 +425,7 @@ class Pool:
                 "worker.ready", worker=worker.id, model=state.need.model, load_s=seconds
             )
         self._feed(self.scheduler.on_ready(worker.id, ready.slots, now))
+        self.conversations.prune()
 
     def _footprint(self, worker: Worker, ready: messages.Ready) -> Bytes:
         """Bytes the loaded model takes: as the devices and the kernel count them."""

@@ -68,14 +68,16 @@ def read_generate(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[
     the configuration. Raises: BadRequest."""
     fields = Fields(body)
     schema, grammar = _structure(fields)
+    sampling = Sampling(**{**read_sampling(defaults), **read_sampling(body)})
     return {
         "max_tokens": _max_tokens(fields),
         "stop": _texts(fields, "stop", _MAX_STOPS),
         "n": fields.whole("n", low=1, high=MAX_CHOICES) or 1,
-        "sampling": Sampling(**{**read_sampling(defaults), **read_sampling(body)}),
+        "sampling": sampling,
         "grammar": grammar,
         "json_schema": schema,
         "ignore_eos": fields.flag("ignore_eos") or False,
+        "seeded": sampling.seed is not None,
     }
 
 

@@ -70,6 +70,7 @@ async def delete_model(request: web.Request) -> web.Response:
     if state is not None:
         raise Conflict(f"{model.id} is loaded ({state}): unload it first", param="model")
     removed = gateway.registry.remove(model.id)
+    gateway.pool.conversations.forget(model.content_hash)
     gateway.events.emit("model.removed", model=model.id, files=len(removed))
     answer = {
         "id": model.id,

@@ -97,7 +97,15 @@ class LlamaCpp(Backend):
 
         options, vocab = loaded.options, loaded.vocab
         slots = make_slots(loaded.model, loaded.context, options)
-        engine = Engine(loaded.context, vocab, slots, self.outbox, options.n_batch, loaded.pace)
+        engine = Engine(
+            loaded.context,
+            vocab,
+            slots,
+            self.outbox,
+            options.n_batch,
+            loaded.pace,
+            speculate=options.speculate,
+        )
         template = None
         if loaded.template:
             try:

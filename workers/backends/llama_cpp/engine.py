@@ -20,8 +20,9 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 
 from uml.protocol.errors import InternalError, UmlError
+from uml.workers.backends.llama_cpp.answer import choose, close
 from uml.workers.backends.llama_cpp.batch import Batch
-from uml.workers.backends.llama_cpp.logprobs import describe
+from uml.workers.backends.llama_cpp.draft import Gain
 from uml.workers.backends.llama_cpp.plan import Pace, share
 from uml.workers.backends.llama_cpp.sequence import Request, Sequence
 from uml.workers.backends.llama_cpp.slots import Match, Slots
@@ -32,18 +33,30 @@ from uml.workers.base import Outbox
 _WORTH_WAITING = 32
 #: Cells left free for each running answer when somebody new is let in.
 _GROWTH = 16
+#: Sequence, its first row of results, and the tokens guessed to follow its last one.
+Output = tuple[Sequence, int, list[int]]
 #: How often readers that hold everything up are asked whether they took something, in seconds.
 _BLOCKED_S = 0.005
 
 
 class Engine:
-    """n_batch: rows of a step. pace: of prompts, as far as it is known."""
+    """n_batch: rows of a step. pace: of prompts, as far as it is known. speculate: guess tokens
+    where that pays."""
 
     def __init__(
-        self, context: Any, vocab: Vocab, slots: Slots, outbox: Outbox, n_batch: int, pace: Pace
+        self,
+        context: Any,
+        vocab: Vocab,
+        slots: Slots,
+        outbox: Outbox,
+        n_batch: int,
+        pace: Pace,
+        *,
+        speculate: bool = True,
     ) -> None:
         self._context, self._vocab, self._slots, self._outbox = context, vocab, slots, outbox
-        self._pace, self._batch = pace, Batch(n_batch)
+        self._pace, self._gain, self._batch = pace, Gain(), Batch(n_batch)
+        self._speculate = speculate
         self._wake = threading.Condition()
         self._inbox: deque[Request] = deque()
         self._cancels = False
@@ -105,15 +118,20 @@ class Engine:
         if status:
             self._refused(status)
             return
-        rows = self._logits(len(outputs))  # waits for the result
-        if self._batch.count > len(outputs):
-            self._pace.observe(self._batch.count, time.monotonic() - begin)
+        results = sum(1 + len(guess) for _, _, guess in outputs)
+        rows = self._logits(results)  # waits for the result
+        count, seconds = self._batch.count, time.monotonic() - begin
+        (self._pace if count > results else self._gain).observe(count, seconds)
         self.steps += 1
         for sequence, count in parts:
             sequence.past += count
             self._slots.cells.append(sequence.slot or 0, count)
-        for k, (sequence, index) in enumerate(outputs):
-            self._choose(sequence, index, rows[k])
+        k = 0
+        for sequence, index, guess in outputs:
+            self._answer(sequence, index, guess, rows[k : k + 1 + len(guess)])
+            k += 1 + len(guess)
+        if not (self._live or self._queue):
+            self._slots.save()
 
     # --- who takes part ---------------------------------------------------------------------
 
@@ -206,9 +224,9 @@ class Engine:
 
     # --- one step ---------------------------------------------------------------------------
 
-    def _fill(self) -> tuple[list[tuple[Sequence, int]], list[tuple[Sequence, int]]]:
-        """Fill the batch. Gives who takes part with how many tokens, and whose next token can be
-        chosen afterwards, with the row in the batch."""
+    def _fill(self) -> tuple[list[tuple[Sequence, int]], list[Output]]:
+        """Fill the batch. Gives who takes part with how many tokens, and whose next tokens can be
+        chosen afterwards."""
         while True:
             ready = [s for s in self._live if s.pending == 1 and not s.request.job.blocked]
             prompts = [s for s in self._live if s.pending > 1]
@@ -226,21 +244,59 @@ class Engine:
             self._preempt()
         batch = self._batch
         batch.clear()
-        parts, outputs = [(s, 1) for s in ready], [(s, i) for i, s in enumerate(ready)]
-        if ready:
+        guesses = {} if prompts else self._guess(ready)
+        plain = [s for s in ready if s not in guesses]
+        parts = [(s, 1) for s in plain]
+        outputs: list[Output] = [(s, i, []) for i, s in enumerate(plain)]
+        if plain:
             batch.singles(
-                [s.tokens[-1] for s in ready],
-                [s.past for s in ready],
-                [s.slot or 0 for s in ready],
+                [s.tokens[-1] for s in plain],
+                [s.past for s in plain],
+                [s.slot or 0 for s in plain],
             )
+        for s, guess in guesses.items():
+            outputs.append((s, batch.count, guess))
+            parts.append((s, 1 + len(guess)))
+            batch.run([s.tokens[-1], *guess], s.past, s.slot or 0, output=True, every=True)
         for s, count in zip(prompts, share(budget, waiting), strict=True):
             if count:
                 whole = count == s.pending
                 batch.run(s.tokens[s.past : s.past + count], s.past, s.slot or 0, output=whole)
                 parts.append((s, count))
                 if whole:
-                    outputs.append((s, batch.count - 1))
+                    outputs.append((s, batch.count - 1, []))
         return parts, outputs
+
+    def _guess(self, ready: list[Sequence]) -> dict[Sequence, list[int]]:
+        """Tokens worth checking, of those answers where guessing pays."""
+        if not self._speculate or not self._slots.cuttable:
+            return {}
+        # A row of results for each slot is all there is.
+        spare = min(len(self._slots.slots), self._slots.cells.free) - len(ready)
+        if spare < 2:
+            return {}
+        found = {s: s.lookup.guess() for s in ready if s.request.speculate}
+        able = [s for s, guess in found.items() if guess]
+        size = self._gain.size(len(ready), [s.lookup.hits for s in able], spare)
+        if not size:
+            return {}
+        return {s: found[s][: min(size, s.limit - len(s.tokens) - 1)] for s in able}
+
+    def _answer(self, sequence: Sequence, index: int, guess: list[int], rows: Any) -> None:
+        """Choose the tokens that follow, as long as they are the guessed ones."""
+        computed, sequence.past = sequence.past, sequence.past - len(guess)
+        for i in range(len(guess) + 1):
+            token, reason = choose(self._vocab, self._context, sequence, index + i, rows[i])
+            if i == 0:
+                sequence.lookup.judge(token)
+            if reason:
+                self._end(sequence, reason)
+                return
+            if i == len(guess) or token != guess[i]:
+                break
+            sequence.past += 1
+        if sequence.past < computed:
+            self._slots.forget(sequence)
 
     def _refused(self, status: int) -> None:
         """llama_decode computed nothing. 1 = no cells, though we counted some (window layers have
@@ -268,47 +324,6 @@ class Engine:
             self._rows[key] = rows
         return rows
 
-    def _choose(self, sequence: Sequence, index: int, row: Any) -> None:
-        request = sequence.request
-        top = request.top_logprobs
-        entry = None if top is None else describe(self._vocab, row, top)
-        token = sequence.sampler.pick(self._context, index, row)
-        if request.first_at is None:
-            request.first_at = time.monotonic()
-        if request.ends and self._vocab.is_end(token):
-            self._end(sequence, "stop")
-            return
-        sequence.tokens.append(token)
-        vocab = self._vocab
-        piece = vocab.marked(token) if token in request.marks else vocab.piece(token)
-        if entry is not None:
-            start = sequence.bytes_in
-            sequence.bytes_in = start + len(piece)
-            sequence.entries.append((start, sequence.bytes_in, entry(token)))
-        text = sequence.stream.feed(piece)
-        if text or entry is not None:
-            self._show(sequence, sequence.reply.feed(text))
-        if sequence.stream.stopped:
-            self._end(sequence, "stop")
-        elif len(sequence.tokens) >= sequence.limit:
-            self._end(sequence, "length")
-
-    def _show(self, sequence: Sequence, deltas: list[Any], last: bool = False) -> None:
-        job, taken = sequence.request.job, sequence.stream.taken
-        entries = []
-        while sequence.entries:
-            start, end, entry = sequence.entries[0]
-            if end > taken and not (last and start < taken):
-                break
-            sequence.entries.popleft()
-            entries.append(entry)
-        for delta in deltas:
-            if entries and isinstance(delta, str):
-                delta, entries = {"text": delta, "logprobs": entries}, []
-            job.emit(sequence.index, delta)
-        if entries:
-            job.emit(sequence.index, {"text": "", "logprobs": entries})
-
     # --- ends -------------------------------------------------------------------------------
 
     def _end(self, sequence: Sequence, reason: str) -> None:
@@ -316,9 +331,7 @@ class Engine:
         sequence.ended = True
         self._ends += 1
         if reason != "cancelled":
-            deltas = sequence.reply.feed(sequence.stream.end()) + sequence.reply.end()
-            self._show(sequence, deltas, last=True)
-            reason = sequence.reply.finish(reason)
+            reason = close(sequence, reason)
         now = time.monotonic()
         if sequence.slot is not None:
             self._live.remove(sequence)

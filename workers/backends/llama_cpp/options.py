@@ -39,6 +39,8 @@ _PAD = 256
 @dataclass(frozen=True)
 class Options:
     """prefix_cache_bytes: RAM for the KV of conversations that are not in the pool.
+    conversations_dir: where they are kept as files instead, for the next worker of this model.
+    speculate: guess tokens ahead where that is measured to be faster.
     embedding: None = as the file says. chat_template: instead of the file's."""
 
     n_ctx: int
@@ -57,6 +59,8 @@ class Options:
     embedding: bool | None = None
     chat_template: str | None = None
     prefix_cache_bytes: int = 256 * 1024 * 1024
+    conversations_dir: str | None = None
+    speculate: bool = True
 
 
 def read(given: Mapping[str, Any], trained: int, *, embedding: bool = False) -> Options:
@@ -90,6 +94,10 @@ def read(given: Mapping[str, Any], trained: int, *, embedding: bool = False) -> 
         embedding=_flag(values, "embedding", embedding) if "embedding" in values else None,
         chat_template=str(values["chat_template"]) if "chat_template" in values else None,
         prefix_cache_bytes=_integer(values, "prefix_cache_bytes", 256 * 1024 * 1024, 0),
+        conversations_dir=str(values["conversations_dir"])
+        if "conversations_dir" in values
+        else None,
+        speculate=_flag(values, "speculate", True),
     )
 
 

@@ -5,8 +5,9 @@ Idle cells in the pool slow every step, so what nobody uses is parked here as op
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -26,19 +27,32 @@ def common(a: Sequence[Any], b: Sequence[Any]) -> int:
 
 @dataclass(eq=False)
 class Parked:
-    """tokens: what `state` (a buffer of `size` bytes) holds the KV of."""
+    """tokens: what `state` (a buffer of `size` bytes) holds the KV of. path: the file it is mapped
+    from; None = memory of this process."""
 
     tokens: list[int]
     state: Any
     size: int
+    path: Path | None = None
 
 
 class Shelf:
-    """Parked states, at most `limit` bytes of them; the least recently used go first."""
+    """Parked states, at most `limit` bytes of them; the least recently used go first.
 
-    def __init__(self, limit: int) -> None:
+    known: what is there from the beginning. dropped: told of each that had to go.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        known: Iterable[Parked] = (),
+        dropped: Callable[[Parked], None] = lambda _: None,
+    ) -> None:
         self.limit, self.bytes = limit, 0
+        self._dropped = dropped
         self._items: list[Parked] = []  # least recently used first
+        for item in known:
+            self.put(item)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -76,7 +90,4 @@ class Shelf:
     def drop(self, item: Parked) -> None:
         self._items.remove(item)
         self.bytes -= item.size
-
-    def clear(self) -> None:
-        self._items.clear()
-        self.bytes = 0
+        self._dropped(item)

@@ -114,6 +114,7 @@ class Preparer:
             top_logprobs=task.top_logprobs,
             ends=ends,
             repeatable=task.sampling.seed is not None or task.sampling.temperature <= 0,
+            speculate=not task.seeded,
         )
         if isinstance(task, Complete) and task.echo:
             text = task.prompt

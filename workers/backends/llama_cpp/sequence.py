@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from uml.workers.backends.llama_cpp.draft import Lookup
 from uml.workers.backends.llama_cpp.text import TextStream
 from uml.workers.base import Delta, Job
 
@@ -68,6 +69,10 @@ class Sequence:
     #: token's start, to its end, entry).
     entries: deque[tuple[int, int, dict[str, Any]]] = field(default_factory=deque)
     bytes_in: int = 0
+    lookup: Lookup = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lookup = Lookup(self.tokens)
 
     @property
     def pending(self) -> int:
@@ -84,13 +89,14 @@ class Sequence:
 class Request:
     """A job's sequences and sums. prompt: tokens. top_logprobs: None = no logprobs.
     ends: stop at an end-of-answer token. repeatable: the same question is to get the same answer.
-    first_at: when the first token was chosen."""
+    speculate: its tokens may be guessed. first_at: when the first token was chosen."""
 
     job: Job
     prompt: int
     top_logprobs: int | None = None
     ends: bool = True
     repeatable: bool = False
+    speculate: bool = True
     #: Text that goes before every choice's answer.
     echo: str = ""
     #: Control tokens whose names count as text of the answer.

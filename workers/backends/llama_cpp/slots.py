@@ -2,13 +2,16 @@
 
 A slot is llama.cpp's sequence id. It is empty, live (a sequence computes in it) or idle: its
 request ended and its cells wait for a follow-up. Idle cells slow every step of the others, so they
-move to the shelf (RAM) when somebody else computes, needs the slot or needs the cells.
+move to the shelf when somebody else computes, needs the slot or needs the cells. The shelf is files
+in the page cache where there is a folder for them, else this process's memory.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
@@ -18,11 +21,14 @@ from uml.workers.backends.llama_cpp.cells import Cells
 from uml.workers.backends.llama_cpp.options import Options
 from uml.workers.backends.llama_cpp.prefix import Parked, Shelf, common
 from uml.workers.backends.llama_cpp.sequence import Sequence
+from uml.workers.backends.llama_cpp.store import Store
 
 #: While others compute, idle cells stay this long for a quick follow-up.
 _KEEP_S = 1.0
 #: Shorter conversations are computed again faster than they are moved.
 _WORTH = 32
+#: Conversations that are saved when the last answer ends; it waits for that.
+_SAVED = 4
 
 
 @dataclass(eq=False)
@@ -55,7 +61,8 @@ class Match:
 
 class Slots:
     """cuttable: the memory can forget the end of a sequence (recurrent models cannot).
-    window: tokens a sliding window layer keeps, 0 = all layers keep everything."""
+    window: tokens a sliding window layer keeps, 0 = all layers keep everything. store: where
+    conversations outlive this process."""
 
     def __init__(
         self,
@@ -66,12 +73,14 @@ class Slots:
         *,
         cuttable: bool = True,
         window: int = 0,
+        store: Store | None = None,
     ) -> None:
         self._context, self._memory = context, lib.llama_get_memory(context)
-        self._cuttable, self._window = cuttable, window
+        self.cuttable, self._window = cuttable, window
         self.slots = [Slot(i) for i in range(count)]
         self.cells = Cells(cells, count)
-        self.shelf = Shelf(shelf_bytes)
+        self._store = store
+        self.shelf = Shelf(shelf_bytes, store.known(), store.drop) if store else Shelf(shelf_bytes)
 
     def live(self) -> list[Sequence]:
         return [slot.owner for slot in self.slots if slot.owner is not None]
@@ -94,12 +103,12 @@ class Slots:
                 best = Match(length, slot)
         parked, length = self.shelf.best(tokens)
         length = min(length, most)
-        if parked and length > best.length and (self._cuttable or length == len(parked.tokens)):
+        if parked and length > best.length and (self.cuttable or length == len(parked.tokens)):
             best = Match(length, parked=parked)
         return best
 
     def _usable(self, slot: Slot, known: list[int], length: int) -> int:
-        if not self._cuttable and (slot.owner is not None or length != len(known)):
+        if not self.cuttable and (slot.owner is not None or length != len(known)):
             return 0  # a recurrent state is of its very end, and there is one
         if self._window and length:
             first = lib.llama_memory_seq_pos_min(self._memory, slot.id)
@@ -138,6 +147,7 @@ class Slots:
         """The sequence leaves its slot; what it computed stays there, idle."""
         if sequence.slot is None:
             return
+        self.forget(sequence)
         slot = self.slots[sequence.slot]
         slot.owner, slot.tokens = None, sequence.tokens[: sequence.past]
         slot.idle_since = now
@@ -145,17 +155,41 @@ class Slots:
         if len(slot.tokens) < _WORTH:
             self._clear(slot)
 
+    def forget(self, sequence: Sequence) -> None:
+        """Drop cells beyond what counts as computed: guesses that were wrong."""
+        if sequence.slot is not None:
+            self._cut(self.slots[sequence.slot], sequence.past)
+
     def vacate(self, slot: Slot) -> None:
         """Empty an idle slot; its state goes to the shelf if it is worth it."""
-        tokens = slot.tokens
-        if len(tokens) >= _WORTH and not self.shelf.covers(tokens):
-            size = lib.llama_state_seq_get_size(self._context, slot.id)
-            if self.shelf.fits(size):
-                state = np.empty(size, np.uint8)
-                written = lib.llama_state_seq_get_data(self._context, _bytes(state), size, slot.id)
-                if written == size:
-                    self.shelf.put(Parked(tokens, state, size))
+        self._park(slot)
         self._clear(slot)
+
+    def save(self) -> None:
+        """Nobody computes any more, so this process may be killed as soon as that is known: see
+        that the latest conversations outlive it."""
+        if self._store:
+            idle = sorted((s for s in self.slots if s.idle), key=lambda slot: -slot.idle_since)
+            for slot in idle[:_SAVED]:
+                self._park(slot)
+
+    def _park(self, slot: Slot) -> None:
+        tokens = slot.tokens
+        if len(tokens) < _WORTH or self.shelf.covers(tokens):
+            return
+        size = lib.llama_state_seq_get_size(self._context, slot.id)
+        if not self.shelf.fits(size):
+            return
+        parked = self._store.room(tokens, size) if self._store else None
+        parked = parked or Parked(tokens, np.empty(size, np.uint8), size)
+        written = lib.llama_state_seq_get_data(self._context, _bytes(parked.state), size, slot.id)
+        if written != size:
+            if self._store:
+                self._store.drop(parked)
+            return
+        if self._store:
+            self._store.keep(parked)
+        self.shelf.put(parked)
 
     def vacate_all(self, keep: Slot | None = None) -> bool:
         """Vacate every idle slot but `keep`; False when there was none. Who runs alone is not
@@ -182,11 +216,7 @@ class Slots:
     def _choose(self, match: Match) -> Slot:
         """A vacant slot. An idle one that is mostly this conversation is continued in place."""
         source = match.slot
-        if (
-            source
-            and source.idle
-            and (not self._cuttable or 2 * match.length >= len(source.tokens))
-        ):
+        if source and source.idle and (not self.cuttable or 2 * match.length >= len(source.tokens)):
             return source
         for slot in self.slots:
             if slot.empty:
@@ -208,6 +238,8 @@ class Slots:
             return False
         self.cells.append(slot.id, len(parked.tokens))
         self.shelf.touch(parked)
+        if self._store:
+            self._store.touch(parked)
         return True
 
     def _cut(self, slot: Slot, length: int) -> None:
@@ -229,7 +261,18 @@ def make_slots(model: Any, context: Any, options: Options) -> Slots:
         options.prefix_cache_bytes,
         cuttable=not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)),
         window=0 if options.swa_full else lib.llama_model_n_swa(model),
+        store=_store(options),
     )
+
+
+def _store(options: Options) -> Store | None:
+    """A folder for all that decides what a state looks like."""
+    if not options.conversations_dir or not options.prefix_cache_bytes:
+        return None
+    kind = f"{options.cache_type_k} {options.cache_type_v} {options.flash_attention}"
+    text = f"{lib.llama_version().decode()} {kind} {options.swa_full} {options.n_gpu_layers != 0}"
+    key = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return Store(Path(options.conversations_dir) / key)
 
 
 def _bytes(array: Any) -> Any:
