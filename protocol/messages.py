@@ -49,13 +49,15 @@ class Load(Message):
 @dataclass(frozen=True)
 class Request(Message):
     """Do a task. `params` is the task's map; with `parts` it is empty here and follows as
-    `Part` frames holding the msgpack of it. window: bytes the worker may send before credit."""
+    `Part` frames holding the msgpack of it. With `body` the parts are the bytes of the task's
+    bulk field. window: bytes the worker may send before credit."""
 
     t: ClassVar[str] = "request"
     id: str
     task: str
     params: dict[str, Any] = field(default_factory=dict)
     parts: bool = False
+    body: bool = False
     window: int = 256 * 1024
 
 

@@ -90,7 +90,8 @@ class BackendSpec:
     imports: the module whose import proves the environment. source_build: requirements that
     compile from source (their wheels are cached). environ: variables the worker starts with.
     process_bytes: RAM of a worker with the library imported and no model. licence: SPDX.
-    hidden: not listed to users (tests).
+    cancel_s: how long a worker may take to end a request that was cancelled; one that takes longer
+    is killed. hidden: not listed to users (tests).
     """
 
     name: str
@@ -107,4 +108,5 @@ class BackendSpec:
     python: str = ">=3.10"
     licence: str = ""
     priority: int = 0
+    cancel_s: float = 10.0
     hidden: bool = False

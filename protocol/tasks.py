@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from uml.protocol.errors import ProtocolError
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "cancelled", "error"]
+
+
+class Body(Protocol):
+    """Bytes that are sent with a task, any number of times. size: how many they are."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read_at(self, offset: int, count: int) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -63,13 +72,18 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Task:
-    """Base. `name` is the task's verb: the Backend method that does it."""
+    """Base. `name` is the task's verb: the Backend method that does it. `bulk` names a field whose
+    bytes travel beside the parameters, as the request's body: a `Body` in the supervisor, an open
+    binary file in the worker."""
 
     name: ClassVar[str] = ""
+    bulk: ClassVar[str] = ""
 
     def to_wire(self) -> dict[str, Any]:
         """A map that `read` turns back; it shares lists and maps with the task."""
-        return dict(self.__dict__)
+        wire = dict(self.__dict__)
+        wire.pop(self.bulk, None)
+        return wire
 
 
 @dataclass(frozen=True)
@@ -138,25 +152,38 @@ class Rerank(Task):
 
 @dataclass(frozen=True)
 class Speak(Task):
-    """Text to speech; chunks are `bytes`, s16le mono. speed: 1.0 = the voice's own."""
+    """Text to speech; chunks are `bytes` of a file of `format` (mp3, opus, aac, flac, wav), or
+    s16le mono at 24 kHz ("pcm"). voice: a speaker of the model, None = its first. speed: 1.0 = the
+    voice's own. The result has `duration` (seconds) and `characters`."""
 
     name: ClassVar[str] = "speak"
     text: str = ""
     voice: str | None = None
     speed: float = 1.0
+    format: str = "pcm"
 
 
 @dataclass(frozen=True)
 class Transcribe(Task):
-    """Speech to text. audio: a file of any container the backend decodes."""
+    """Speech to text, a chunk per segment: `{"text", "segment": {...}, "progress": 0..1}`.
+
+    audio: a file of any container the backend decodes, or, with `rate` (samples per second), bare
+    s16le mono. language: ISO 639-1, None = found out. translate: into English. words: segments
+    have their words with times. details: they have confidences, too. limit_s: longer audio is
+    refused. The result has `language` and `duration` (seconds).
+    """
 
     name: ClassVar[str] = "transcribe"
-    audio: bytes = b""
+    bulk: ClassVar[str] = "audio"
+    audio: Any = None
+    rate: int | None = None
     language: str | None = None
     prompt: str | None = None
     temperature: float = 0.0
     translate: bool = False
-    word_timestamps: bool = False
+    words: bool = False
+    details: bool = False
+    limit_s: float = 4 * 3600.0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,7 +18,8 @@ import msgpack
 from uml.protocol import messages
 from uml.protocol.errors import Cancelled, Stalled, UmlError, from_wire
 from uml.protocol.frames import PART_BYTES
-from uml.protocol.tasks import Task
+from uml.protocol.tasks import Body, Task
+from uml.supervisor.spool import Held
 from uml.supervisor.worker import Worker
 
 #: Bytes a worker may send ahead of its reader.
@@ -27,8 +28,6 @@ WINDOW = 256 * 1024
 _BACKLOG = 64 * 1024
 _POLL_S = 0.05
 _READER_STALL_S = 60.0
-#: How long a worker may take to confirm a cancel before it is held to be broken.
-_CANCEL_S = 10.0
 
 _numbers = itertools.count(1)
 
@@ -83,18 +82,26 @@ class Calls:
         self._calls[call.id] = call
         params = task.to_wire()
         packed = msgpack.packb(params, use_bin_type=True)
-        if len(packed) <= PART_BYTES:
+        if task.bulk:
+            worker.send(messages.Request(call.id, task.name, params, body=True, window=WINDOW))
+            worker.send_bulk(self._parts(call, getattr(task, task.bulk)))
+        elif len(packed) <= PART_BYTES:
             worker.send(messages.Request(call.id, task.name, params, window=WINDOW))
         else:
             worker.send(messages.Request(call.id, task.name, parts=True, window=WINDOW))
-            pieces = [packed[i : i + PART_BYTES] for i in range(0, len(packed), PART_BYTES)]
-            worker.send_bulk(
-                [
-                    messages.pack(messages.Part(call.id, piece, last=piece is pieces[-1]))
-                    for piece in pieces
-                ]
-            )
+            worker.send_bulk(self._parts(call, Held(packed)))
         return call
+
+    def _parts(self, call: Call, body: Body) -> Iterator[bytes]:
+        """The frames of a body, read as they are asked for; none any more once the client left."""
+        offset = 0
+        while call.sink is not None:
+            data = body.read_at(offset, PART_BYTES)
+            offset += len(data)
+            last = offset >= body.size or not data
+            yield messages.pack(messages.Part(call.id, data, last=last))
+            if last:
+                return
 
     def on_chunks(self, items: list[Any]) -> None:
         """The hot path: one frame's output, spread over the sinks."""
@@ -159,7 +166,7 @@ class Calls:
         call.future.exception()  # nobody may be left to look at it
         call.worker.send(messages.Cancel(call.id))
         loop = asyncio.get_running_loop()
-        call.timer = loop.call_later(_CANCEL_S, self._overdue, call)
+        call.timer = loop.call_later(call.worker.cancel_s, self._overdue, call)
 
     def _overdue(self, call: Call) -> None:
         if call.id in self._calls:

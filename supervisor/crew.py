@@ -40,6 +40,7 @@ class Crew:
     ) -> None:
         self._environments, self._machine, self._events = environments, machine, events
         self._logs = home / "logs"
+        self._scratch = home / "spool"
         self._ledger = Ledger(home / "ledger")
         self.workers: dict[str, Worker] = {}
         self.vitals: dict[str, Vital] = {}
@@ -60,10 +61,12 @@ class Crew:
         python = self._environments.python(spec.name)
         log = WorkerLog(self._logs / f"{spec.name}-{worker_id}.log")
         argv = [python, "-I", "-u", str(_ENTRY), spec.worker]
-        worker = Worker(worker_id, argv, spec.environ, listener, log)
+        environ = spec.environ | {"UML_SCRATCH": str(self._scratch)}
+        worker = Worker(worker_id, argv, environ, listener, log, spec.cancel_s)
         # Before there is a process, so that no moment exists in which one could be lost.
         self._ledger.enter(worker.token, None)
         try:
+            self._scratch.mkdir(parents=True, exist_ok=True)
             worker.spawn()
         except OSError as e:
             self._ledger.leave(worker.token)

@@ -20,7 +20,7 @@ import socket
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -66,7 +66,8 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 class Worker:
-    """argv: the interpreter and its arguments. extra: environment beyond the common part."""
+    """argv: the interpreter and its arguments. extra: environment beyond the common part.
+    cancel_s: how long it may take to confirm a cancel before it is held to be broken."""
 
     def __init__(
         self,
@@ -75,8 +76,10 @@ class Worker:
         extra: Mapping[str, str],
         listener: Listener,
         log: WorkerLog,
+        cancel_s: float = 10.0,
     ) -> None:
         self.id = id
+        self.cancel_s = cancel_s
         self.token = secrets.token_hex(16)
         self.log = log
         self.spawned_at = time.monotonic()
@@ -85,7 +88,7 @@ class Worker:
         self._argv, self._extra, self._listener = list(argv), dict(extra), listener
         self._decoder = frames.Decoder()
         self._control: deque[bytes] = deque()
-        self._bulk: deque[bytes] = deque()
+        self._bulk: deque[Iterator[bytes]] = deque()
         self._sending = memoryview(b"")
         self._launcher = self._inner = 0
         self._namespaced = False
@@ -173,10 +176,23 @@ class Worker:
         self._control.append(messages.pack(message))
         self._flush()
 
-    def send_bulk(self, packed: Sequence[bytes]) -> None:
-        """Queue frames that control frames may overtake."""
-        self._bulk.extend(packed)
+    def send_bulk(self, packed: Iterable[bytes]) -> None:
+        """Queue frames that control frames may overtake. Each is asked for when the one before is
+        gone, so that what waits in memory is one frame, however much there is to send; several
+        such queues take turns."""
+        self._bulk.append(iter(packed))
         self._flush()
+
+    def _next_frame(self) -> bytes | None:
+        if self._control:
+            return self._control.popleft()
+        while self._bulk:
+            frame = next(self._bulk[0], None)
+            if frame is not None:
+                self._bulk.rotate(-1)
+                return frame
+            self._bulk.popleft()
+        return None
 
     def _flush(self) -> None:
         if self.exit is not None or not hasattr(self, "_socket"):
@@ -184,11 +200,11 @@ class Worker:
         try:
             while True:
                 if not self._sending:
-                    lane = self._control or self._bulk
-                    if not lane:
+                    frame = self._next_frame()
+                    if frame is None:
                         self._loop.remove_writer(self._socket.fileno())
                         return
-                    self._sending = memoryview(lane.popleft())
+                    self._sending = memoryview(frame)
                 self._sending = self._sending[self._socket.send(self._sending) :]
         except BlockingIOError:
             self._loop.add_writer(self._socket.fileno(), self._flush)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 from uml.protocol import frames, messages
 from uml.protocol.errors import InternalError, ProtocolError, TaskNotSupported, UmlError
@@ -85,12 +85,20 @@ def pack_end(message: messages.Done | messages.Error) -> bytes:
 
 
 class Job:
-    """One request inside a worker. window: bytes that may be sent before the reader's credit."""
+    """One request inside a worker. window: bytes that may be sent before the reader's credit.
+    body: the file that came with it; closed with the job."""
 
     def __init__(
-        self, id: str, task: Task, outbox: Outbox, window: int, ended: Callable[[Job], None]
+        self,
+        id: str,
+        task: Task,
+        outbox: Outbox,
+        window: int,
+        ended: Callable[[Job], None],
+        body: IO[bytes] | None = None,
     ) -> None:
         self.id, self.task = id, task
+        self._body = body
         self.cancelled = False
         self.done = False
         self._outbox, self._window, self._ended = outbox, window, ended
@@ -160,6 +168,8 @@ class Job:
         if not self._ending.acquire(blocking=False):
             return
         self.done = True
+        if self._body:
+            self._body.close()
         self._ended(self)
         self._outbox.end(message)
 

@@ -7,12 +7,14 @@ closes; it needs no clean-up, because nothing it owns survives it.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import msgpack
 
@@ -24,13 +26,17 @@ from uml.protocol.errors import (
     TaskNotSupported,
     TooLarge,
     UmlError,
+    Unavailable,
 )
 from uml.workers.base import Backend, Job, Outbox, pack_end
 from uml.workers.channel import Channel
 
 _BEAT_S = 0.5
-#: The parts of one request together.
+#: Parameters of one request that come in parts, together. A body goes to disk; its length is the
+#: supervisor's to limit.
 _MAX_PARTS = 64 * 1024 * 1024
+#: The folder that bodies go to; the system's where nothing is said.
+_SCRATCH = "UML_SCRATCH"
 
 
 class Host:
@@ -44,7 +50,8 @@ class Host:
         self._make = make
         self._backend: Backend
         self._jobs: dict[str, Job] = {}
-        self._parts: dict[str, tuple[messages.Request, bytearray]] = {}
+        #: Requests whose parts still come; a body's go into a file that has no name.
+        self._parts: dict[str, tuple[messages.Request, bytearray | IO[bytes]]] = {}
         self._loading = self._ready = False
         self._loads = 0
 
@@ -74,6 +81,8 @@ class Host:
         if isinstance(message, messages.Request):
             if message.id in self._jobs or message.id in self._parts:
                 self._refuse(message.id, BadRequest(f"request {message.id[:40]} runs already"))
+            elif message.body:
+                self._expect_body(message)
             elif message.parts:
                 self._parts[message.id] = (message, bytearray())
             else:
@@ -122,6 +131,9 @@ class Host:
         if part.id not in self._parts:
             return  # cancelled or refused meanwhile
         request, data = self._parts[part.id]
+        if not isinstance(data, bytearray):
+            self._body_part(request, data, part)
+            return
         data += part.data
         if len(data) > _MAX_PARTS:
             del self._parts[part.id]
@@ -137,16 +149,41 @@ class Host:
                 return
             self._begin(request, params)
 
-    def _begin(self, request: messages.Request, params: dict[str, Any]) -> None:
+    def _expect_body(self, request: messages.Request) -> None:
+        try:
+            file = tempfile.TemporaryFile(dir=os.environ.get(_SCRATCH))  # noqa: SIM115
+        except OSError as e:
+            self._refuse(request.id, _no_place(e))
+        else:
+            self._parts[request.id] = (request, file)
+
+    def _body_part(self, request: messages.Request, file: IO[bytes], part: messages.Part) -> None:
+        try:
+            file.write(part.data)
+            if not part.last:
+                return
+            file.seek(0)
+        except OSError as e:  # the disk is full
+            file.close()
+            self._refuse(part.id, _no_place(e))
+        else:
+            self._begin(request, request.params, file)
+        del self._parts[part.id]
+
+    def _begin(
+        self, request: messages.Request, params: dict[str, Any], body: IO[bytes] | None = None
+    ) -> None:
         job: Job | None = None
         try:
             task = tasks.read(request.task, params)
+            if body and task.bulk:
+                task = dataclasses.replace(task, **{task.bulk: body})
             if not self._ready:
                 raise BadRequest("no model is loaded")
             if not self._backend.can(task):
                 raise TaskNotSupported(f"this model cannot {request.task}")
             job = self._jobs[request.id] = Job(
-                request.id, task, self._outbox, request.window, self._ended
+                request.id, task, self._outbox, request.window, self._ended, body
             )
             self._backend.submit(job)
         except Exception as e:
@@ -156,6 +193,8 @@ class Host:
                 traceback.print_exc()
                 error = BadRequest(f"{type(e).__name__}: {e}")
             if job is None:
+                if body:
+                    body.close()
                 self._refuse(request.id, error)
             else:
                 job.fail(error)
@@ -165,7 +204,9 @@ class Host:
         self._jobs.pop(job.id, None)
 
     def _cancel(self, request: str) -> None:
-        if self._parts.pop(request, None):
+        if unfinished := self._parts.pop(request, None):
+            if not isinstance(unfinished[1], bytearray):
+                unfinished[1].close()
             self._outbox.end(messages.Done(request, ["cancelled"]))
             self._outbox.flush()
         elif job := self._jobs.get(request):
@@ -191,3 +232,7 @@ class Host:
             shown = {name: repr(value)[:1000] for name, value in fields.items()}
             frame = messages.pack(messages.Log(level, event, shown))
         self._channel.send_packed(frame)
+
+
+def _no_place(error: OSError) -> Unavailable:
+    return Unavailable(f"a request's body cannot be kept: {error.strerror}")

@@ -2,7 +2,8 @@
 
 It computes nothing, but is shaped like a real batching backend: one loop, all running requests
 advance together, one `chunks` frame per step. Options (of the load) and commands (words of the
-last message or prompt of a request) are listed at `OPTIONS` and `COMMANDS`.
+last message, prompt or text of a request) are listed at `OPTIONS` and `COMMANDS`. What it hears it
+weighs: a transcription says how many bytes came and their digest; what it speaks is the words.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from typing import Any, ClassVar
 
 from uml.protocol import messages
 from uml.protocol.errors import BadRequest, LoadFailed
-from uml.protocol.tasks import Chat, Complete, Embed, Generate, Task
-from uml.workers.base import Backend, Job, Progress
+from uml.protocol.tasks import Chat, Complete, Embed, Generate, Speak, Task, Transcribe
+from uml.workers.base import Backend, Delta, Job, Progress
 
 OPTIONS = {
     "hello_delay": "seconds before the library counts as imported (environment UML_FAKE_HELLO)",
@@ -110,13 +111,13 @@ class Fake(Backend):
         return messages.Ready(slots=slots, facts=facts)
 
     def can(self, task: Task) -> bool:
-        return task.name in ("chat", "complete", "embed")
+        return task.name in ("chat", "complete", "embed", "speak", "transcribe")
 
     def submit(self, job: Job) -> None:
         if isinstance(job.task, Embed):
             self._embed(job)
             return
-        if not isinstance(job.task, Generate):
+        if not isinstance(job.task, (Generate, Speak, Transcribe)):
             raise BadRequest(f"the fake backend cannot {job.task.name}")
         words = dict(w.partition("=")[::2] for w in _text(job.task).split())
         if "fail" in words:
@@ -126,13 +127,21 @@ class Fake(Backend):
         if "spawn_child" in words:
             spawn_child("setsid")
         self._touch(int(words.get("eat_memory", 0)))
-        running = _Running(job, job.task.max_tokens or 16, words, self._pause)
+        running = _Running(job, getattr(job.task, "max_tokens", 1) or 16, words, self._pause)
         if "slow" in words:
             running.pause = float(words["slow"])
         if "flood" in words:
             running.left = int(words["flood"])
         running.script = [self._model] if "who" in words else []
         running.script += [words["say"]] if "say" in words else []
+        if isinstance(job.task, Transcribe):
+            heard = job.task.audio.read()
+            digest = hashlib.sha256(heard).hexdigest()[:16]
+            running.script += ["heard", str(len(heard)), digest]
+            running.left = max(running.left, len(running.script))
+        elif isinstance(job.task, Speak):
+            running.script += job.task.text.split()
+            running.left = max(1, len(running.script))
         with self._new:
             self._running_jobs.append(running)
             self._new.notify()
@@ -180,17 +189,16 @@ class Fake(Backend):
             die()
         self._steps += 1
         if running.spoken < len(running.script):
-            job.emit(0, running.script[running.spoken] + " ")
-        elif "flood" in words:
-            job.emit(0, "x" * 1024)
+            text = running.script[running.spoken] + " "
         else:
-            job.emit(0, f"tok{running.spoken} ")
+            text = "x" * 1024 if "flood" in words else f"tok{running.spoken} "
+        job.emit(0, _delta(job.task, text, running.spoken))
         running.spoken += 1
         if running.pause:
             # The next beat of a clock that all of the same pace share, so that they step together.
             running.due = (now // running.pause + 1) * running.pause
         if running.spoken >= running.left and "ignore_cancel" not in words:
-            job.finish(["length"], self._usage(running))
+            job.finish(["length"], self._usage(running), result=_result(job.task))
         return True
 
     @staticmethod
@@ -233,7 +241,26 @@ class Fake(Backend):
             os.close(fd)
 
 
+def _delta(task: Task, text: str, position: int) -> Delta:
+    if isinstance(task, Speak):
+        return text.encode()
+    if isinstance(task, Transcribe):
+        place = {"id": position, "start": float(position), "end": position + 1.0}
+        return {"text": text, "segment": place, "progress": 0.5}
+    return text
+
+
+def _result(task: Task) -> dict[str, Any]:
+    if isinstance(task, Transcribe):
+        return {"language": task.language or "en", "duration": 1.0}
+    return {"duration": 1.0, "characters": len(task.text)} if isinstance(task, Speak) else {}
+
+
 def _text(task: Task) -> str:
+    if isinstance(task, Speak):
+        return task.text
+    if isinstance(task, Transcribe):
+        return task.prompt or ""
     if isinstance(task, Chat):
         return str(task.messages[-1].get("content", "")) if task.messages else ""
     return str(task.prompt) if isinstance(task, Complete) else ""
