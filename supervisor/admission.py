@@ -1,82 +1,100 @@
 """May a model come in, and who would have to leave: reads only, the scheduler decides.
 
-A view of the scheduler's own tables; it changes nothing.
+Places (`max_loaded`, groups, conflicts) are counted like bytes of a device: a loaded model has one
+of each that it needs until it is gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable
+from typing import Any
 
 from uml.protocol.errors import Conflict, DoesNotFit, UmlError, Unavailable
-from uml.supervisor.budget import Budget, Bytes, add
+from uml.supervisor.budget import LOADED, Budget, Bytes, is_place
+from uml.supervisor.claims import Claims
 from uml.supervisor.eviction import Candidate, pick_victims
-from uml.supervisor.states import Claim, Limits, Need, State, WorkerState
+from uml.supervisor.fleet import COMING, Fleet
+from uml.supervisor.queues import Line, Queues
+from uml.supervisor.states import Limits, Need, State, WorkerState
+
+#: Never, as a time to come.
+NEVER = math.inf
 
 
 class Admission:
-    """Questions about room. workers, claims: the scheduler's tables, read at each call."""
+    """Questions about room."""
 
     def __init__(
-        self,
-        budget: Budget,
-        limits: Limits,
-        workers: Mapping[str, WorkerState],
-        claims: Mapping[str, Claim],
+        self, budget: Budget, limits: Limits, fleet: Fleet, queues: Queues, claims: Claims
     ) -> None:
         self._budget, self._limits = budget, limits
-        self._workers, self._claims = workers, claims
+        self._fleet, self._queues, self._claims = fleet, queues, claims
+
+    def wants(self, need: Need) -> Bytes:
+        """What the loaded model holds: bytes and places."""
+        places = [*need.places, *([LOADED] if self._limits.max_loaded else [])]
+        return need.bytes | dict.fromkeys(places, 1)
 
     def missing(self, need: Need, holder: str | None) -> Bytes:
-        """Bytes that the loaded model lacks now; earlier claims keep what they wait for."""
-        return self._budget.missing(need.bytes, self._held_back(need.model), holder)
+        """What the loaded model lacks now; claims of others keep what they wait for."""
+        wants = self.wants(need)
+        return self._budget.missing(wants, self._claims.held_back(need.model, wants), holder)
 
     def process_fits(self, need: Need) -> bool:
         """Whether a process that only imports its library may start already."""
-        return not self._budget.missing(need.process_bytes, self._held_back(need.model))
+        held = self._claims.held_back(need.model, need.process_bytes)
+        return not self._budget.missing(need.process_bytes, held)
 
-    def too_many(self, model: str) -> int:
-        """How many models have to leave before `model` may be loaded (`max_loaded`)."""
-        if self._limits.max_loaded is None:
-            return 0
-        loaded = [
-            w.id
-            for w in self._workers.values()
-            if w.need
-            and self._holds_model(w, w.need)
-            and (w.model != model or w.state is State.KILLING)
-        ]
-        # Another claim takes its victims' places as soon as they are gone.
-        others = [claim for m, claim in self._claims.items() if m != model]
-        leaving = {v for claim in others for v in claim.victims}
-        then = len([w for w in loaded if w not in leaving]) + len(others)
-        return max(0, max(len(loaded), then) + 1 - self._limits.max_loaded)
-
-    def victims(self, need: Need, short: Bytes, *, busy: bool) -> list[str] | None:
-        """Who leaves so that `short` bytes and a place come free; None when that cannot be now.
-
-        busy: whether workers with running answers may be sent away too (by draining).
-        """
-        candidates = self._candidates(need.model, busy)
+    def victims(self, line: Line, short: Bytes, now: float) -> tuple[list[str] | None, float]:
+        """Who leaves now so that `short` comes free, None if that cannot be yet; and when to ask
+        again, if nothing happens before."""
+        candidates, later = [], NEVER
+        for worker in self._holders(short):
+            at = self._may_leave_at(worker, line)
+            if at <= now:
+                candidates.append(self._candidate(worker))
+            else:
+                later = min(later, at)
         chosen = pick_victims(short, candidates)
-        if chosen is None:
-            return None
-        counted = [c for c in candidates if self._counts(c.worker)]
-        over = self.too_many(need.model) - sum(c in counted for c in chosen)
-        rest = sorted((c for c in counted if c not in chosen), key=Candidate.dearness)
-        if over > len(rest):
-            return None
-        return [c.worker for c in [*chosen, *rest[: max(0, over)]]]
+        return (None if chosen is None else [c.worker for c in chosen]), later
+
+    def plan(self, need: Need, *, swap: bool = False) -> tuple[bool, list[dict[str, Any]], str]:
+        """What `need` would set off if it were urgent: (possible, who leaves, why not)."""
+        workers, leases = self._fleet.workers, self._budget.leases
+        if not self._budget.fits_empty(need.bytes):
+            return False, [], self.does_not_fit(need).message
+        serving = self._fleet.serving.get(need.model)
+        if swap:
+            others = [w for w in workers.values() if w.need and w.model != need.model]
+            chosen = [w.id for w in others if not _stays(w)]
+        elif serving is not None and serving.state is State.READY:
+            return True, [], f"{need.model} is loaded"
+        elif not self.could_fit(need):
+            return False, [], self.no_room(need).message
+        else:
+            short = self.missing(need, serving.id if serving else None)
+            able = [w for w in self._holders(short) if self._may_ever_leave(w, need.model)]
+            chosen = [c.worker for c in pick_victims(short, map(self._candidate, able)) or ()]
+        victims = [
+            {
+                "model": workers[w].model,
+                "bytes": leases[w].on_devices() if w in leases else {},
+                "busy": len(workers[w].busy),
+            }
+            for w in chosen
+        ]
+        return True, victims, ""
 
     def could_fit(self, need: Need) -> bool:
         """Whether waiting helps: would it fit if everything of ours that may leave had left?"""
-        leaving = [w for w in self._workers.values() if not (w.need and w.need.pinned)]
-        coming = add(*(self._lease(w.id) for w in leaving))
-        short = self._budget.missing(need.bytes)
-        pinned = sum(1 for w in self._workers.values() if w.need and w.need.pinned)
-        limit = self._limits.max_loaded
-        return all(b <= coming.get(d, 0) for d, b in short.items()) and (
-            limit is None or pinned < limit
-        )
+        short = self._budget.missing(self.wants(need))
+        for thing, lacks in short.items():
+            holders = self._budget.holders(thing)
+            leaving = (w for w in self._holders([thing]) if w.model == need.model or not _stays(w))
+            if sum(holders[w.id].bytes[thing] for w in leaving) < lacks:
+                return False
+        return True
 
     def does_not_fit(self, need: Need) -> UmlError:
         """422: not even on the empty machine, with the arithmetic."""
@@ -93,7 +111,13 @@ class Admission:
 
     def no_room(self, need: Need) -> UmlError:
         """409 when pins are in the way, else 503: others hold the memory."""
-        pinned = [w.model for w in self._workers.values() if w.need and w.need.pinned and w.model]
+        lacks = self._budget.missing(self.wants(need))
+        pinned = sorted({w.model for w in self._holders(lacks) if _stays(w) and w.model})
+        if pinned and any(is_place(thing) for thing in lacks):
+            return Conflict(
+                f"{need.model} cannot be loaded beside what is pinned ({', '.join(pinned)}): "
+                "max_loaded, a group or conflicts_with forbids it"
+            )
         short = ", ".join(
             f"{d}: needs {size(b)}, {size(max(0, self._budget.available(d)))} can be promised"
             for d, b in need.bytes.items()
@@ -107,46 +131,64 @@ class Admission:
             retry_after_s=10,
         )
 
-    def _lease(self, worker: str) -> Bytes:
-        lease = self._budget.leases.get(worker)
-        return lease.bytes if lease else {}
+    # --- who may leave ---------------------------------------------------------------------
 
-    def _holds_model(self, worker: WorkerState, need: Need) -> bool:
-        """It has a model's lease, not only a process's."""
-        lease = self._lease(worker.id)
-        return bool(lease) and all(lease.get(d, 0) >= b for d, b in need.bytes.items())
+    def _may_leave_at(self, worker: WorkerState, line: Line) -> float:
+        """From when on `worker` may be asked to leave for `line`; NEVER: not by time alone."""
+        if worker.claimed_by not in (None, line.model):
+            return NEVER
+        if not self._may_ever_leave(worker, line.model):
+            return NEVER
+        if worker.state in (State.DRAINING, State.KILLING) or worker.need is None:
+            return 0.0
+        theirs = self._queues.lines.get(worker.need.model)
+        before = theirs is not None and self._rank(theirs) < self._rank(line)
+        if before:  # served before it goes, or loaded
+            return NEVER
+        if worker.state is not State.READY or line.urgent:
+            return 0.0
+        patience = line.head.since
+        if line.need.priority <= worker.need.priority:
+            patience += self._limits.max_wait_s
+        patience = max(patience, worker.ready_at + self._residency(worker))
+        if worker.busy:
+            return patience
+        return min(patience, worker.used_at + self._limits.linger_s)
 
-    def _counts(self, worker_id: str) -> bool:
-        worker = self._workers[worker_id]
-        return worker.need is not None and self._holds_model(worker, worker.need)
+    def _may_ever_leave(self, worker: WorkerState, model: str) -> bool:
+        if worker.model == model:
+            return worker.state is State.KILLING
+        # What has its lease already will be ready soon.
+        loading = worker.leased and worker.state in COMING
+        return not _stays(worker) and not loading
 
-    def _candidates(self, model: str, busy: bool) -> list[Candidate]:
-        taken = {v for m, claim in self._claims.items() if m != model for v in claim.victims}
-        found = []
-        for w in self._workers.values():
-            if w.id in taken or (w.model == model and w.state is not State.KILLING):
-                continue
-            pending = w.state in (State.DRAINING, State.KILLING)
-            may_go = w.state is State.READY and w.need is not None and not w.need.pinned
-            if pending or w.need is None or (may_go and (busy or not w.busy)):
-                # A standby that nobody uses is the cheapest to lose.
-                priority = w.need.priority if w.need else -(1 << 30)
-                found.append(
-                    Candidate(w.id, self._lease(w.id), len(w.busy), w.used_at, priority, pending)
-                )
-        return found
+    def _residency(self, worker: WorkerState) -> float:
+        """How long it stays at least once loaded: half of the time at most goes into loading."""
+        load_s = worker.ready_at - worker.load_at
+        return min(self._limits.max_wait_s, max(self._limits.min_residency_s, load_s))
 
-    def _held_back(self, model: str) -> Bytes:
-        """Free bytes that other claims need beyond what their victims and own leases bring."""
-        held: Bytes = {}
-        for other, claim in self._claims.items():
-            if other == model:
-                continue
-            own = [w.id for w in self._workers.values() if w.model == other]
-            coming = add(*(self._lease(w) for w in {*claim.victims, *own}))
-            for device, count in claim.need.bytes.items():
-                held[device] = held.get(device, 0) + max(0, count - coming.get(device, 0))
-        return held
+    def _rank(self, line: Line) -> tuple[bool, float, int]:
+        return line.rank(self._limits.priority_s)
+
+    def _holders(self, things: Iterable[str]) -> list[WorkerState]:
+        """Workers that hold something of these, in order of their coming."""
+        found = {h: None for thing in things for h in self._budget.holders(thing)}
+        workers = self._fleet.workers
+        return [workers[h] for h in found if h in workers]
+
+    def _candidate(self, worker: WorkerState) -> Candidate:
+        lease = self._budget.leases.get(worker.id)
+        pending = worker.state in (State.DRAINING, State.KILLING)
+        # A standby that nobody uses is the cheapest to lose.
+        priority = worker.need.priority if worker.need else -(1 << 30)
+        held = lease.bytes if lease else {}
+        return Candidate(worker.id, held, len(worker.busy), worker.used_at, priority, pending)
+
+
+def _stays(worker: WorkerState) -> bool:
+    """Nothing makes it leave for another model."""
+    pinned = worker.need is not None and worker.need.pinned
+    return pinned and worker.state is not State.KILLING
 
 
 def size(count: int) -> str:

@@ -13,10 +13,26 @@ respected and memory that was promised but not yet touched is not promised twice
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 Bytes = dict[str, int]
+
+#: What begins so is no memory but a place that only so many models can have at once.
+_PLACE = "place:"
+#: The place that every loaded model has where their number is limited.
+LOADED = _PLACE + "loaded"
+
+
+def place_of(*members: str) -> str:
+    """The place that these share: a group's, or that of two models in conflict."""
+    return _PLACE + "|".join(sorted(members))
+
+
+def is_place(thing: str) -> bool:
+    """Whether a lease's entry counts places instead of bytes of a device."""
+    return thing.startswith(_PLACE)
 
 
 @dataclass(frozen=True)
@@ -32,24 +48,44 @@ class DeviceMemory:
 
 @dataclass
 class Lease:
-    """Bytes a holder may use. resident: how many of them it occupies, as last measured."""
+    """What a holder may use: bytes per device, and places. resident: how many of the bytes it
+    occupies, as last measured."""
 
     holder: str
     bytes: Bytes
     resident: Bytes = field(default_factory=dict)
     residue: bool = False
 
+    def on_devices(self) -> Bytes:
+        """Without the places."""
+        return {d: b for d, b in self.bytes.items() if not is_place(d)}
+
+    def untouched(self, device: str) -> int:
+        """Promised and not occupied yet."""
+        return max(0, self.bytes.get(device, 0) - self.resident.get(device, 0))
+
 
 class Budget:
-    """Leases over devices. Pure bookkeeping: the machine's state is handed in by `measured`."""
+    """Leases over devices. Pure bookkeeping: the machine's state is handed in by `measured`.
+
+    caps, reserve: device -> bytes. places: how many models may share a place; one, unless said.
+    """
 
     def __init__(
-        self, caps: Mapping[str, int] | None = None, reserve: Mapping[str, int] | None = None
+        self,
+        caps: Mapping[str, int] | None = None,
+        reserve: Mapping[str, int] | None = None,
+        places: Mapping[str, int] | None = None,
     ) -> None:
         self._limits = dict(caps or {})
         self._reserve = dict(reserve or {})
+        self.places = dict(places or {})
         self._devices: dict[str, DeviceMemory] = {}
         self._leases: dict[str, Lease] = {}
+        # Per device or place, so that nothing here takes longer the more models there are.
+        self._holders: dict[str, dict[str, Lease]] = {}
+        self._leased: Counter[str] = Counter()
+        self._untouched: Counter[str] = Counter()
 
     def measured(
         self, devices: Iterable[DeviceMemory], resident: Mapping[str, Bytes] | None = None
@@ -57,49 +93,55 @@ class Budget:
         """Take in what the machine says now. resident: holder -> device -> bytes."""
         self._devices = {d.name: d for d in devices}
         for holder, held in (resident or {}).items():
-            if holder in self._leases:
-                self._leases[holder].resident = dict(held)
+            if lease := self._leases.get(holder):
+                self._put(Lease(holder, lease.bytes, dict(held), lease.residue))
 
     @property
     def devices(self) -> dict[str, DeviceMemory]:
         return self._devices
 
     @property
-    def leases(self) -> dict[str, Lease]:
+    def leases(self) -> Mapping[str, Lease]:
         return self._leases
 
-    def cap(self, device: str) -> int:
-        """Bytes of `device` that all leases together may reach."""
-        known = self._devices.get(device)
+    def holders(self, thing: str) -> Mapping[str, Lease]:
+        """Who holds something of a device or place."""
+        return self._holders.get(thing, {})
+
+    def cap(self, thing: str) -> int:
+        """What all leases on a device or place together may reach."""
+        if is_place(thing):
+            return self.places.get(thing, 1)
+        known = self._devices.get(thing)
         if known is None:
             return 0
         return max(
             0,
-            min(self._limits.get(device, known.total_bytes), known.total_bytes)
-            - self._reserve.get(device, 0),
+            min(self._limits.get(thing, known.total_bytes), known.total_bytes)
+            - self._reserve.get(thing, 0),
         )
 
-    def leased(self, device: str) -> int:
-        return sum(lease.bytes.get(device, 0) for lease in self._leases.values())
+    def leased(self, thing: str) -> int:
+        return self._leased[thing]
 
-    def available(self, device: str, holder: str | None = None) -> int:
-        """Bytes that may be promised now (see the module's formula); can be negative.
+    def available(self, thing: str, holder: str | None = None) -> int:
+        """What may be promised now (see the module's formula); can be negative.
 
         holder: whose own lease is to be replaced and hence does not count against it.
         """
-        known = self._devices.get(device)
+        mine = self._leases.get(holder) if holder else None
+        leased = self._leased[thing] - (mine.bytes.get(thing, 0) if mine else 0)
+        if is_place(thing):
+            return self.cap(thing) - leased
+        known = self._devices.get(thing)
         if known is None:
             return 0
-        mine = self._leases.get(holder) if holder else None
-        others = [lease for lease in self._leases.values() if lease is not mine]
-        leased = sum(lease.bytes.get(device, 0) for lease in others)
-        untouched = sum(
-            max(0, lease.bytes.get(device, 0) - lease.resident.get(device, 0)) for lease in others
-        )
-        free = known.free_bytes - self._reserve.get(device, 0)
+        untouched = self._untouched[thing]
+        free = known.free_bytes - self._reserve.get(thing, 0)
         if mine is not None:
-            free += min(mine.resident.get(device, 0), mine.bytes.get(device, 0))
-        return min(self.cap(device) - leased, free - untouched)
+            untouched -= mine.untouched(thing)
+            free += min(mine.resident.get(thing, 0), mine.bytes.get(thing, 0))
+        return min(self.cap(thing) - leased, free - untouched)
 
     def missing(
         self,
@@ -107,9 +149,9 @@ class Budget:
         held_back: Mapping[str, int] | None = None,
         holder: str | None = None,
     ) -> Bytes:
-        """Bytes per device that `need` lacks now; empty when it may be promised.
+        """What `need` lacks now per device or place; empty when it may be promised.
 
-        held_back: free bytes that others wait for.
+        held_back: what is free and others wait for.
         """
         held = held_back or {}
         short = {
@@ -125,15 +167,29 @@ class Budget:
         """Give `holder` a lease, replacing a smaller one it had."""
         old = self._leases.get(holder)
         lease = Lease(holder, dict(need), dict(old.resident) if old else {})
-        self._leases[holder] = lease
+        self._put(lease)
         return lease
 
     def free(self, holder: str) -> None:
-        self._leases.pop(holder, None)
+        lease = self._leases.pop(holder, None)
+        if lease is None:
+            return
+        for thing, count in lease.bytes.items():
+            del self._holders[thing][holder]
+            self._leased[thing] -= count
+            self._untouched[thing] -= lease.untouched(thing)
 
     def keep_as_residue(self, holder: str, remaining: Mapping[str, int]) -> None:
         """The holder is gone and `remaining` bytes are not: they stay counted until they go."""
-        self._leases[holder] = Lease(holder, dict(remaining), dict(remaining), residue=True)
+        self._put(Lease(holder, dict(remaining), dict(remaining), residue=True))
+
+    def _put(self, lease: Lease) -> None:
+        self.free(lease.holder)
+        self._leases[lease.holder] = lease
+        for thing, count in lease.bytes.items():
+            self._holders.setdefault(thing, {})[lease.holder] = lease
+            self._leased[thing] += count
+            self._untouched[thing] += lease.untouched(thing)
 
 
 def add(*parts: Mapping[str, int]) -> Bytes:

@@ -172,6 +172,8 @@ class ModelConfig:
     keep_alive_s: float | None = _key("keep_alive", _duration)
     pinned: bool = _key("pinned", _flag, False)
     priority: int = _key("priority", _whole(-100, 100), 0)
+    group: str | None = _key("group", _text)
+    conflicts_with: tuple[str, ...] = _key("conflicts_with", _texts, ())
     system_prompt: str | None = _key("system_prompt", _text)
     chat_template: str | None = _key("chat_template", _text)
     sampling: dict[str, Any] = _key("sampling", _table, {})
@@ -184,7 +186,8 @@ class Config:
 
     budget: device -> most bytes we may hold there. reserve_bytes: device -> bytes left to others.
     max_loaded: models at once. max_wait_s: how long newer work may keep a busy model in place while
-    another waits for its room. standby: backends that keep an imported process ready.
+    another waits for its room. min_residency_s: how long a busy model stays at least. standby:
+    backends that keep an imported process ready.
     conversations_bytes: disk for the states of conversations of models that were unloaded.
     fake_device: "fake0:BYTES:DIR", for tests.
     """
@@ -201,6 +204,7 @@ class Config:
     queue_limit: int = _key("queue_limit", _whole(1, 1_000_000), 512)
     max_loaded: int | None = _key("max_loaded", _whole(1, 1000))
     max_wait_s: float = _key("max_wait", _duration, 8.0)
+    min_residency_s: float = _key("min_residency", _duration, 2.0)
     standby: tuple[str, ...] = _key("standby", _texts, ())
     preload: tuple[str, ...] = _key("preload", _texts, ())
     budget: dict[str, int] = _key("budget", _sizes, {})

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from uml.protocol.errors import BadRequest, InvalidModel
+from uml.protocol.errors import BadRequest, InvalidModel, UmlError
 from uml.protocol.models import BackendSpec
 from uml.supervisor.budget import place
 from uml.supervisor.conversations import Conversations
 from uml.supervisor.estimates import estimate, resolve_options
 from uml.supervisor.machine import Machine
+from uml.supervisor.places import places
 from uml.supervisor.states import Need
 
 if TYPE_CHECKING:
@@ -72,6 +74,8 @@ class Needs:
             keep_alive_s=self._stay(model, keep_alive_s),
             pinned=own.pinned,
             priority=own.priority,
+            places=places(model.id, self._config.models, self._identify),
+            load_s=self._registry.load_seconds(model.id),
             arithmetic=guess.arithmetic,
             options={**resolved, "device": placed.device},
         )
@@ -88,6 +92,11 @@ class Needs:
         if int(_checked(options).get("n_ctx", 0)) > loaded.n_ctx:
             return self.need(model, keep_alive_s, options)
         return replace(loaded, keep_alive_s=self._stay(model, keep_alive_s))
+
+    def _identify(self, name: str) -> str:
+        with contextlib.suppress(UmlError):
+            return self._registry.find(name).id
+        return name
 
     def _stay(self, model: Model, keep_alive_s: float | None) -> float:
         """How long the model stays after a request: as that says, or the model's own setting, or

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -50,6 +51,11 @@ if TYPE_CHECKING:
 _DEATHS = 2
 
 
+def _endless(seconds: float) -> float:
+    """In a configuration below zero means without limit."""
+    return seconds if seconds >= 0 else math.inf
+
+
 @dataclasses.dataclass
 class _Waiting:
     """Somebody waits for a grant."""
@@ -78,7 +84,8 @@ class Pool:
         limits = states.Limits(
             max_loaded=config.max_loaded,
             queue=config.queue_limit,
-            max_wait_s=config.max_wait_s,
+            max_wait_s=_endless(config.max_wait_s),
+            min_residency_s=max(0.0, config.min_residency_s),
             standby=frozenset(config.standby),
         )
         self.scheduler = Scheduler(Budget(config.budget, config.reserve_bytes), limits)
@@ -262,7 +269,7 @@ class Pool:
                 )
             )
             if not waiting.granted.done():
-                self._tell_waiting(model.id)
+                self._tell_waiting(model.id, last=True)
             return request, self.crew.workers[await waiting.granted]
         except asyncio.CancelledError:
             granted = waiting.granted
@@ -282,18 +289,15 @@ class Pool:
     def _finished(self, request: int) -> None:
         self._feed(self.scheduler.on_finished(request, self.now()))
 
-    def _tell_waiting(self, model: str) -> None:
-        """Say to all who wait for `model` how far it is."""
+    def _tell_waiting(self, model: str, last: bool = False) -> None:
+        """Say to all who wait for `model` how far it is, or only to the last who came."""
         state = self.scheduler.worker_of(model)
         word = state.state.value if state else "queued"
         vital = self.crew.vitals.get(state.id) if state else None
-        for request, waiting in self._waiting.items():
-            if waiting.model == model:
-                waiting.tell(
-                    word,
-                    vital.fraction if vital else None,
-                    self.scheduler.position(model, request),
-                )
+        line = list(enumerate(self.scheduler.line(model)))
+        for position, request in line[-1:] if last else line:
+            if waiting := self._waiting.get(request):
+                waiting.tell(word, vital.fraction if vital else None, position)
 
     # --- carrying out ----------------------------------------------------------------------
 

@@ -26,8 +26,9 @@ class State(StrEnum):
 @dataclass(frozen=True)
 class Need:
     """What a model wants. bytes: lease per device for the loaded model; process_bytes: lease of
-    a process that has only imported its library. keep_alive_s: < 0 means for ever. options: every
-    number the worker will be told."""
+    a process that has only imported its library. places: what at most so many models may have at
+    once (`budget.place_of`). keep_alive_s: < 0 means for ever. cores: that it can use, None = all.
+    load_s: how long it took to load before. options: every number the worker will be told."""
 
     model: str
     backend: str
@@ -37,6 +38,9 @@ class Need:
     keep_alive_s: float = 300.0
     pinned: bool = False
     priority: int = 0
+    places: tuple[str, ...] = ()
+    cores: int | None = None
+    load_s: float | None = None
     arithmetic: str = ""
     options: dict[str, Any] = field(default_factory=dict, compare=False)
 
@@ -49,8 +53,11 @@ class Spawn:
 
 @dataclass(frozen=True)
 class Load:
+    """threads: cores it has for now."""
+
     worker: str
     need: Need
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -91,27 +98,41 @@ Action = Spawn | Load | Kill | Grant | Refuse | SetTimer | Tell
 @dataclass(frozen=True)
 class Limits:
     """max_loaded: models at once, None = as many as fit. queue: waiting requests. max_wait_s: how
-    long newer work may keep a busy model in place while another waits for its room."""
+    long newer work may keep a busy model in place while another waits for its room.
+    min_residency_s: how long a busy model stays at least, once loaded. linger_s: how long it has to
+    be idle before it leaves for another: its clients' time to ask again. priority_s: what one step
+    of priority is worth in seconds of waiting."""
 
     max_loaded: int | None = None
     queue: int = 512
     max_wait_s: float = 8.0
+    min_residency_s: float = 2.0
+    linger_s: float = 0.05
+    priority_s: float = 10.0
     standby: frozenset[str] = frozenset()
     standby_delay_s: float = 1.0
 
 
 @dataclass
 class WorkerState:
-    """A worker as the scheduler sees it. `final`: its draining cannot be undone."""
+    """A worker as the scheduler sees it. leased: it has its model's lease, not only a process's.
+    claimed_by: the model that waits for its room. `final`: its draining cannot be undone.
+    load_at, ready_at, used_at: when its load began and ended, and a request last did. idle_timer:
+    when its idleness will be looked at."""
 
     id: str
     backend: str
     state: State
     need: Need | None = None
+    leased: bool = False
     slots: int = 0
     busy: set[int] = field(default_factory=set)
+    load_at: float = 0.0
+    ready_at: float = 0.0
     used_at: float = 0.0
     keep_alive_s: float = 300.0
+    idle_timer: float | None = None
+    claimed_by: str | None = None
     final: bool = False
     reason: str = ""
 
@@ -137,11 +158,3 @@ class Waiter:
     wants_slot: bool = True
     urgent: bool = False
     deaths: int = 0
-
-
-@dataclass
-class Claim:
-    """A model waits for these workers to give back their bytes."""
-
-    need: Need
-    victims: set[str]

@@ -73,7 +73,7 @@ def _worker(
         "state": state.state.value,
         "device": device,
         "pid": worker.pid if worker else None,
-        "lease_bytes": dict(lease.bytes) if lease else {},
+        "lease_bytes": lease.on_devices() if lease else {},
         "memory_bytes": used,
         "context": need.n_ctx if need else 0,
         "slots": state.slots,

@@ -34,7 +34,7 @@ def test_more_requests_than_slots_wait_in_order() -> None:
     world.bring(need("a"), 1, slots=1)
     world.ask(2, need("a"))
     world.ask(3, need("a"))
-    assert 2 not in world.granted and world.scheduler.position("a", 3) == 1
+    assert 2 not in world.granted and world.scheduler.line("a") == [2, 3]
     world.finish(1)
     assert 2 in world.granted and 3 not in world.granted
 

@@ -137,7 +137,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_request_is_answered_or_still_known(self) -> None:
-        waiting = {r for q in self.world.scheduler._waiting.values() for r in q}
+        scheduler = self.world.scheduler
+        waiting = {r for model in scheduler.waiting() for r in scheduler.line(model)}
         answered = self.world.granted.keys() | self.world.refused.keys()
         assert self.open <= waiting | answered
 

@@ -26,6 +26,7 @@ class World:
     """RAM of `total` bytes. Events are delivered only when the test says so."""
 
     def __init__(self, total: int = 1000 * MB, **limits: object) -> None:
+        limits.setdefault("linger_s", 0.0)
         self.total, self.foreign, self.clock = total, 0, 0.0
         self.scheduler = Scheduler(Budget(), states.Limits(**limits))  # type: ignore[arg-type]
         self.granted: dict[int, str] = {}

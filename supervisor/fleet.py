@@ -1,0 +1,183 @@
+"""The workers as the scheduler sees them: their states, and every step from one to the next.
+
+Each step is a method that changes the state, keeps the budget and the indexes in line, and says
+with an action what has to be done about it. Who takes which step when is the scheduler's to say.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from uml.supervisor.budget import Budget, Bytes
+from uml.supervisor.states import (
+    Action,
+    Grant,
+    Kill,
+    Load,
+    Need,
+    SetTimer,
+    Spawn,
+    State,
+    Tell,
+    Waiter,
+    WorkerState,
+)
+
+#: States of a worker that does not serve yet.
+COMING = (State.STARTING, State.STANDBY, State.LOADING)
+
+
+class Fleet:
+    """Owner of worker states. do: takes the actions. freed: is told that a worker's room may be
+    had, now or soon."""
+
+    def __init__(
+        self,
+        budget: Budget,
+        do: Callable[[Action], None],
+        freed: Callable[[WorkerState], None],
+    ) -> None:
+        self._budget, self._do, self._freed = budget, do, freed
+        self._ids = itertools.count(1)
+        self._workers: dict[str, WorkerState] = {}
+        self._serving: dict[str, WorkerState] = {}
+        self._running: dict[int, WorkerState] = {}
+        self._spares: dict[str, WorkerState] = {}
+
+    @property
+    def workers(self) -> Mapping[str, WorkerState]:
+        return self._workers
+
+    @property
+    def serving(self) -> Mapping[str, WorkerState]:
+        """Model -> the worker that serves or will serve it; one being killed does not."""
+        return self._serving
+
+    # --- coming ----------------------------------------------------------------------------
+
+    def process(self, need: Need) -> WorkerState:
+        """A process for `need`'s model: a warm standby of its backend, or a new one."""
+        worker = self.spare(need.backend) or self.spawn(need.backend, need.process_bytes)
+        self._assign(worker, need)
+        return worker
+
+    def spare(self, backend: str) -> WorkerState | None:
+        """A process of `backend` that is nobody's yet."""
+        return next((w for w in self._spares.values() if w.backend == backend), None)
+
+    def spawn(self, backend: str, lease: Bytes) -> WorkerState:
+        """A process that imports its library, for nobody yet."""
+        worker = WorkerState(f"w{next(self._ids)}", backend, State.STARTING)
+        self._workers[worker.id] = self._spares[worker.id] = worker
+        self._budget.grant(worker.id, lease)
+        self._do(Spawn(worker.id, backend))
+        return worker
+
+    def lease(self, worker: WorkerState, need: Need, wants: Bytes) -> None:
+        """The model's own lease takes the place of the process's."""
+        worker.leased = True
+        self._assign(worker, need)
+        self._budget.grant(worker.id, wants)
+
+    def load(self, worker: WorkerState, now: float) -> None:
+        assert worker.need is not None and worker.leased
+        worker.state, worker.load_at = State.LOADING, now
+        self._do(Load(worker.id, worker.need))
+
+    def ready(self, worker: WorkerState, slots: int, now: float) -> None:
+        worker.state, worker.slots = State.READY, max(1, slots)
+        worker.ready_at = worker.used_at = now
+        self.idle_clock(worker)
+
+    def _assign(self, worker: WorkerState, need: Need) -> None:
+        worker.need = need
+        self._spares.pop(worker.id, None)
+        self._serving[need.model] = worker
+
+    # --- serving ---------------------------------------------------------------------------
+
+    def grant(self, worker: WorkerState, waiter: Waiter, now: float) -> None:
+        worker.keep_alive_s, worker.used_at = waiter.need.keep_alive_s, now
+        if waiter.wants_slot:
+            worker.busy.add(waiter.request)
+            self._running[waiter.request] = worker
+        else:
+            self.idle_clock(worker)
+        self._do(Grant(waiter.request, worker.id))
+
+    def finished(self, request: int, now: float) -> WorkerState | None:
+        """A granted request ended; the worker it ran on."""
+        worker = self._running.pop(request, None)
+        if worker is None:
+            return None
+        worker.busy.discard(request)
+        worker.used_at = now
+        if worker.state is State.DRAINING and not worker.busy:
+            self.kill(worker, worker.reason)
+        self.idle_clock(worker)
+        return worker
+
+    def idle_clock(self, worker: WorkerState) -> None:
+        """One timer per worker, set again only to fire earlier: a busy model sets none."""
+        until = worker.until()
+        if until is not None and (worker.idle_timer is None or until < worker.idle_timer):
+            worker.idle_timer = until
+            self._do(SetTimer(f"idle {worker.id}", until))
+
+    def idle_over(self, worker: WorkerState, now: float) -> None:
+        """Its timer fired: it goes, or was used meanwhile and has a new one."""
+        worker.idle_timer = None
+        until = worker.until()
+        if until is not None and now >= until:
+            self.kill(worker, f"idle for {worker.keep_alive_s:.0f} s")
+        self.idle_clock(worker)
+
+    # --- going -----------------------------------------------------------------------------
+
+    def leave(
+        self, worker: WorkerState, reason: str, *, final: bool = False, force: bool = False
+    ) -> None:
+        """Send a worker away: at once when idle, not serving yet or forced, else by draining."""
+        if worker.state is State.KILLING:
+            return
+        if force or not worker.busy:
+            self.kill(worker, reason)
+            return
+        if worker.state is not State.DRAINING:
+            worker.state, worker.reason = State.DRAINING, reason
+            self._tell("worker.draining", worker, reason=reason, busy=len(worker.busy))
+        worker.final = worker.final or final
+
+    def reprieve(self, worker: WorkerState) -> bool:
+        """Nobody wants its room any more: it serves on, unless it was to go anyway."""
+        if worker.state is not State.DRAINING or worker.final:
+            return False
+        worker.state, worker.reason = State.READY, ""
+        self._tell("worker.reprieved", worker)
+        return True
+
+    def kill(self, worker: WorkerState, reason: str) -> None:
+        """The point of no return."""
+        if worker.state is State.KILLING:
+            return
+        worker.state, worker.reason = State.KILLING, reason
+        self._spares.pop(worker.id, None)
+        if worker.model and self._serving.get(worker.model) is worker:
+            del self._serving[worker.model]
+        self._do(Kill(worker.id, reason))
+        self._freed(worker)
+
+    def gone(self, worker_id: str, residue: Bytes) -> None:
+        """Its tree is reaped; its lease ends but for what has not come back."""
+        if worker := self._workers.pop(worker_id, None):
+            for request in worker.busy:
+                self._running.pop(request, None)
+        if residue:
+            self._budget.keep_as_residue(worker_id, residue)
+        else:
+            self._budget.free(worker_id)
+
+    def _tell(self, event: str, worker: WorkerState, **fields: Any) -> None:
+        self._do(Tell(event, {"worker": worker.id, "model": worker.model} | fields))
