@@ -103,7 +103,7 @@ class Supervisor:
         """Load what the configuration names, one after the other; a failure stops nobody."""
         for name in self.config.preload:
             try:
-                await self.pool.load(self.registry.find(name))
+                await self.pool.commands.load(self.registry.find(name))
             except UmlError as e:
                 self.events.emit("preload.failed", "error", model=name, error=e.message)
         self.gateway.ready = True

@@ -1,20 +1,16 @@
-"""Runs what the scheduler decides, and serves requests.
+"""Runs what the scheduler decides.
 
-The scheduler is pure, the crew owns the processes; here are the clock and who waits. Every event
-goes through `_feed`, which carries out the actions that come back. All of it belongs to the event
-loop's thread, so there are no locks.
+The scheduler is pure, the crew owns the processes, `serving` sees requests through; here is the
+clock. Every event goes through `feed`, which carries out the actions that come back. All of it
+belongs to the event loop's thread, so there are no locks.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import itertools
 import math
-import random
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from uml.protocol import WIRE_VERSION, messages
@@ -22,22 +18,21 @@ from uml.protocol.errors import (
     Cancelled,
     LoadFailed,
     ProtocolError,
-    TaskNotSupported,
     UmlError,
     WorkerDied,
     from_wire,
 )
 from uml.protocol.models import BackendSpec
-from uml.protocol.tasks import Generate, Task
 from uml.supervisor import states
 from uml.supervisor.budget import Budget, Bytes
-from uml.supervisor.calls import Calls, Sink
+from uml.supervisor.commands import Commands
 from uml.supervisor.conversations import Conversations
 from uml.supervisor.crew import Crew
 from uml.supervisor.events import Events
 from uml.supervisor.machine import Machine
 from uml.supervisor.needs import Needs
 from uml.supervisor.scheduler import Scheduler
+from uml.supervisor.serving import Serving
 from uml.supervisor.states import State
 from uml.supervisor.watch import Vital, Watch
 from uml.supervisor.worker import Worker
@@ -45,10 +40,7 @@ from uml.supervisor.worker import Worker
 if TYPE_CHECKING:
     from uml.supervisor.config import Config
     from uml.supervisor.environments import Environments
-    from uml.supervisor.registry import Model, Registry
-
-#: A request that has seen this many workers die is not given a third.
-_DEATHS = 2
+    from uml.supervisor.registry import Registry
 
 
 def _endless(seconds: float) -> float:
@@ -56,17 +48,8 @@ def _endless(seconds: float) -> float:
     return seconds if seconds >= 0 else math.inf
 
 
-@dataclasses.dataclass
-class _Waiting:
-    """Somebody waits for a grant."""
-
-    model: str
-    granted: asyncio.Future[str]
-    tell: Callable[[str, float | None, int], None]
-
-
 class Pool:
-    """Owner of worker processes, running calls and receipts."""
+    """Owner of timers and kills under way; `serving` and `commands` are what it can be asked."""
 
     def __init__(
         self,
@@ -77,8 +60,8 @@ class Pool:
         machine: Machine,
         events: Events,
     ) -> None:
-        self._config, self._registry, self._environments = config, registry, environments
-        self._specs, self._machine, self._events = specs, machine, events
+        self._config, self._registry, self._specs = config, registry, specs
+        self._machine, self._events = machine, events
         self.conversations = Conversations(config.home, config.conversations_bytes)
         self._needs = Needs(config, registry, specs, machine, self.conversations)
         limits = states.Limits(
@@ -90,13 +73,12 @@ class Pool:
         )
         self.scheduler = Scheduler(Budget(config.budget, config.reserve_bytes), limits)
         self.crew = Crew(config.home, environments, machine, events)
-        self._calls = Calls(self._ignores_cancel)
+        self.serving = Serving(self, self._needs, environments, self._ignores_cancel)
+        self.commands = Commands(self, self._needs, environments, registry)
+        self._calls = self.serving.calls
         self._watch = Watch(self)
-        self._models: dict[str, Model] = {}
-        self._waiting: dict[int, _Waiting] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._kills: dict[str, asyncio.Task[None]] = {}
-        self._ids = itertools.count(1)
 
     # --- life ------------------------------------------------------------------------------
 
@@ -108,10 +90,10 @@ class Pool:
 
     async def close(self, deadline_s: float | None = None) -> None:
         """Refuse what waits, let running answers finish until `deadline_s`, then kill all."""
-        self._feed(self.scheduler.on_shutdown(self.now()))
+        self.feed(self.scheduler.on_shutdown(self.now()))
         if deadline_s is None or deadline_s > 0:
             await self._all_gone(deadline_s)
-        self._feed(self.scheduler.on_shutdown(self.now(), force=True))
+        self.feed(self.scheduler.on_shutdown(self.now(), force=True))
         await self._all_gone(None)
         self._watch.stop()
         for timer in self._timers.values():
@@ -129,179 +111,9 @@ class Pool:
     def now() -> float:
         return time.monotonic()
 
-    # --- serving ---------------------------------------------------------------------------
-
-    async def run(
-        self,
-        model: Model,
-        task: Task,
-        sink: Sink,
-        *,
-        keep_alive_s: float | None = None,
-        options: dict[str, Any] | None = None,
-    ) -> messages.Done:
-        """Do `task` on `model`, loading it if need be; output goes into `sink`.
-
-        A request whose worker dies before any content was delivered is run again. Cancelling this
-        coroutine cancels the request in the worker. Raises: UmlError.
-        """
-        if model.facts and task.name not in model.facts.tasks:
-            can = ", ".join(model.facts.tasks) or "nothing"
-            raise TaskNotSupported(f"{model.id} cannot {task.name}; it can: {can}", param="model")
-        if isinstance(task, Generate) and task.sampling.seed is None:
-            # Fixed here, so that a rerun gives the same answer.
-            seeded = dataclasses.replace(task.sampling, seed=random.getrandbits(31))
-            task = dataclasses.replace(task, sampling=seeded)
-        deaths = 0
-        while True:
-            request, worker = await self._acquire(
-                model, keep_alive_s, options, tell=sink.waiting, wants_slot=True
-            )
-            if self._leaves(worker):  # it died between the grant and now
-                self._finished(request)
-                continue
-            call = self._calls.start(worker, task, sink, partial(self._finished, request))
-            try:
-                return await asyncio.shield(call.future)
-            except asyncio.CancelledError:
-                self._calls.cancel(call)
-                raise
-            except WorkerDied as e:
-                deaths += 1
-                if (call.delivered and not sink.restart()) or deaths >= _DEATHS:
-                    raise
-                self._events.emit("request.rerun", "warning", model=model.id, cause=e.message)
-
-    async def load(
-        self,
-        model: Model,
-        *,
-        keep_alive_s: float | None = None,
-        options: dict[str, Any] | None = None,
-        progress: Callable[[str, float | None], None] | None = None,
-    ) -> dict[str, Any]:
-        """Load `model` and return its worker's status when it is ready. Raises: UmlError."""
-
-        def tell(state: str, fraction: float | None, position: int) -> None:
-            if progress:
-                progress(state, fraction)
-
-        while True:
-            _, worker = await self._acquire(
-                model, keep_alive_s, options, tell=tell, wants_slot=False, urgent=True
-            )
-            if not self._leaves(worker):
-                break
-        return next(w for w in self.status()["workers"] if w["id"] == worker.id)
-
-    async def unload(self, model_id: str | None, *, force: bool = False) -> list[dict[str, Any]]:
-        """Unload one model, or all; waits for running answers unless `force`. Receipts."""
-        targets = [
-            w
-            for w in self.scheduler.workers.values()
-            if w.need and (model_id is None or w.model == model_id)
-        ]
-        for worker in targets:
-            if worker.model:
-                self._feed(self.scheduler.on_unload(worker.model, self.now(), force=force))
-        receipts = await asyncio.gather(*(self.crew.receipt(w.id) for w in targets))
-        return [r.to_map() for r in receipts]
-
-    async def swap(
-        self,
-        model: Model,
-        *,
-        force: bool = False,
-        keep_alive_s: float | None = None,
-        options: dict[str, Any] | None = None,
-        progress: Callable[[str, float | None], None] | None = None,
-    ) -> dict[str, Any]:
-        """Everything else that is not pinned leaves, `model` comes. Raises: UmlError."""
-        started = self.now()
-        # What cannot be loaded at all must not cost the models that are.
-        self._needs.need(model, keep_alive_s, options)
-        self._environments.python(model.backend or "")
-        leaving = [
-            w.id
-            for w in self.scheduler.workers.values()
-            if w.need and w.model != model.id and not w.need.pinned
-        ]
-        self._feed(self.scheduler.on_make_way(model.id, self.now(), force=force))
-        status = await self.load(
-            model, keep_alive_s=keep_alive_s, options=options, progress=progress
-        )
-        receipts = await asyncio.gather(*map(self.crew.receipt, leaving))
-        return {
-            "model": model.id,
-            "receipts": [r.to_map() for r in receipts],
-            "load_s": status["load_s"],
-            "total_s": round(self.now() - started, 3),
-            "worker": status,
-        }
-
-    async def _acquire(
-        self,
-        model: Model,
-        keep_alive_s: float | None,
-        options: dict[str, Any] | None,
-        *,
-        tell: Callable[[str, float | None, int], None],
-        wants_slot: bool,
-        urgent: bool = False,
-    ) -> tuple[int, Worker]:
-        """Wait until a worker may serve; (request number, worker). Raises: UmlError."""
-        serving = self.scheduler.worker_of(model.id)
-        if serving and serving.need and serving.state is State.READY:
-            need = self._needs.again(serving.need, model, keep_alive_s, options)
-        else:
-            need = self._needs.need(model, keep_alive_s, options)
-        self._models[model.id] = model
-        request = next(self._ids)
-        waiting = _Waiting(model.id, asyncio.get_running_loop().create_future(), tell)
-        self._waiting[request] = waiting
-        if need.n_ctx > (serving.need.n_ctx if serving and serving.need else -1):
-            self._environments.python(need.backend)  # not installed: say so before anything
-            self.measure()
-        try:
-            self._feed(
-                self.scheduler.on_request(
-                    request, need, self.now(), wants_slot=wants_slot, urgent=urgent
-                )
-            )
-            if not waiting.granted.done():
-                self._tell_waiting(model.id, last=True)
-            return request, self.crew.workers[await waiting.granted]
-        except asyncio.CancelledError:
-            granted = waiting.granted
-            if granted.done() and not granted.cancelled() and granted.exception() is None:
-                self._finished(request)
-            else:
-                self._feed(self.scheduler.on_abandoned(request, self.now()))
-            raise
-        finally:
-            self._waiting.pop(request, None)
-
-    def _leaves(self, worker: Worker) -> bool:
-        """Whether it is being killed already: what is begun there now would be cut."""
-        state = self.scheduler.workers.get(worker.id)
-        return state is None or state.state is State.KILLING
-
-    def _finished(self, request: int) -> None:
-        self._feed(self.scheduler.on_finished(request, self.now()))
-
-    def _tell_waiting(self, model: str, last: bool = False) -> None:
-        """Say to all who wait for `model` how far it is, or only to the last who came."""
-        state = self.scheduler.worker_of(model)
-        word = state.state.value if state else "queued"
-        vital = self.crew.vitals.get(state.id) if state else None
-        line = list(enumerate(self.scheduler.line(model)))
-        for position, request in line[-1:] if last else line:
-            if waiting := self._waiting.get(request):
-                waiting.tell(word, vital.fraction if vital else None, position)
-
     # --- carrying out ----------------------------------------------------------------------
 
-    def _feed(self, actions: list[states.Action]) -> None:
+    def feed(self, actions: list[states.Action]) -> None:
         for action in actions:
             match action:
                 case states.Spawn():
@@ -312,15 +124,9 @@ class Pool:
                     task = asyncio.create_task(self._kill(action.worker, action.reason))
                     self._kills[action.worker] = task
                 case states.Grant():
-                    waiting = self._waiting.get(action.request)
-                    if waiting and not waiting.granted.done():
-                        waiting.granted.set_result(action.worker)
-                    else:
-                        self._finished(action.request)
+                    self.serving.grant(action.request, action.worker)
                 case states.Refuse():
-                    waiting = self._waiting.get(action.request)
-                    if waiting and not waiting.granted.done():
-                        waiting.granted.set_exception(action.error)
+                    self.serving.refuse(action.request, action.error)
                 case states.SetTimer():
                     self._set_timer(action)
                 case states.Tell():
@@ -337,19 +143,19 @@ class Pool:
     def _timer(self, name: str) -> None:
         self._timers.pop(name, None)
         self.measure()
-        self._feed(self.scheduler.on_timer(name, self.now()))
+        self.feed(self.scheduler.on_timer(name, self.now()))
 
     def _spawn(self, action: states.Spawn) -> None:
         try:
             self.crew.spawn(action.worker, self._specs[action.backend], self)
         except UmlError as e:
-            self._feed(self.scheduler.on_failed(action.worker, e, self.now()))
+            self.feed(self.scheduler.on_failed(action.worker, e, self.now()))
             return
         self._watch.wake()
 
     def _load(self, action: states.Load) -> None:
         worker, need = self.crew.workers[action.worker], action.need
-        model, vital = self._models[need.model], self.crew.vitals[action.worker]
+        model, vital = self.serving.models[need.model], self.crew.vitals[action.worker]
         vital.load_started = vital.moved_at = self.now()
         worker.send(
             messages.Load(
@@ -360,7 +166,7 @@ class Pool:
                 threads=self._machine.cores,
             )
         )
-        self._tell_waiting(need.model)
+        self.serving.tell(need.model)
         self._watch.wake()
 
     async def _kill(self, worker_id: str, reason: str) -> None:
@@ -372,7 +178,7 @@ class Pool:
         residue = await self.crew.release(worker_id, model, reason)
         self._kills.pop(worker_id, None)
         self.measure()
-        self._feed(self.scheduler.on_gone(worker_id, residue, self.now()))
+        self.feed(self.scheduler.on_gone(worker_id, residue, self.now()))
         self.crew.forget(worker_id)
 
     # --- what workers say (Listener) -------------------------------------------------------
@@ -397,13 +203,13 @@ class Pool:
                     raise ProtocolError(f"speaks version {message.protocol}, we {WIRE_VERSION}")
                 vital.hello_at = vital.moved_at = self.now()
                 self.measure()
-                self._feed(self.scheduler.on_hello(worker.id, self.now()))
+                self.feed(self.scheduler.on_hello(worker.id, self.now()))
             case messages.Progress():
                 vital.stage, vital.fraction = message.stage, message.fraction
                 vital.moved_at = self.now()
                 state = self.scheduler.workers.get(worker.id)
                 if state and state.model:
-                    self._tell_waiting(state.model)
+                    self.serving.tell(state.model)
             case messages.Ready():
                 self._ready(worker, vital, message)
             case messages.Error() if message.id:
@@ -428,7 +234,7 @@ class Pool:
             self._events.emit(
                 "worker.ready", worker=worker.id, model=state.need.model, load_s=seconds
             )
-        self._feed(self.scheduler.on_ready(worker.id, ready.slots, now))
+        self.feed(self.scheduler.on_ready(worker.id, ready.slots, now))
         self.conversations.prune()
 
     def _footprint(self, worker: Worker, ready: messages.Ready) -> Bytes:
@@ -464,7 +270,7 @@ class Pool:
         )
         actions = self.scheduler.on_failed(worker_id, error, self.now(), died=died)
         self._calls.on_worker_lost(worker, error)
-        self._feed(actions)
+        self.feed(actions)
 
     def _ignores_cancel(self, worker: Worker) -> None:
         self.failed(worker.id, WorkerDied("the worker did not honour a cancel"))
@@ -486,7 +292,7 @@ class Pool:
     def measure(self) -> None:
         """Tell the scheduler what the machine says now."""
         resident = self.crew.resident(self.scheduler.budget.devices)
-        self._feed(self.scheduler.on_measured(self._machine.snapshot(), resident, self.now()))
+        self.feed(self.scheduler.on_measured(self._machine.snapshot(), resident, self.now()))
 
     def look_at_residue(self) -> None:
         """Bytes that had not come back may have meanwhile."""
@@ -496,23 +302,7 @@ class Pool:
             left = {d: b for d, b in self.crew.left_of(holder).items() if d in lease.bytes}
             if left != lease.bytes:
                 self._events.emit("residue.changed", worker=holder, left=left)
-                self._feed(self.scheduler.on_residue(holder, left, self.now()))
-
-    def plan(
-        self, model: Model, *, swap: bool = False, options: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """What a load or swap would do, without doing it."""
-        self.measure()
-        need = self._needs.need(model, None, options)
-        fits, victims, why = self.scheduler.plan(need, swap=swap)
-        return {
-            "model": model.id,
-            "fits": fits,
-            "need_bytes": need.bytes,
-            "victims": victims,
-            "load_s": self._registry.load_seconds(model.id),
-            "reason": why or need.arithmetic,
-        }
+                self.feed(self.scheduler.on_residue(holder, left, self.now()))
 
     def status(self) -> dict[str, Any]:
         """Devices, workers, queues, residue, the last receipts (see docs: GET /status)."""
@@ -525,7 +315,3 @@ class Pool:
         """The last lines a model's worker wrote to stderr, also after its end."""
         state = self.scheduler.worker_of(model_id)
         return self.crew.tail(state.id if state else None, model_id, lines)
-
-    def loading(self, model_id: str) -> bool:
-        state = self.scheduler.worker_of(model_id)
-        return state is not None and state.state in (State.STARTING, State.STANDBY, State.LOADING)

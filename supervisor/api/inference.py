@@ -81,7 +81,7 @@ async def run(gateway: Gateway, wishes: Wishes, asked: Asked, sink: Sink) -> Don
 async def _run_one(
     gateway: Gateway, wishes: Wishes, asked: Asked, position: int, sink: Sink
 ) -> Done:
-    done = await gateway.pool.run(
+    done = await gateway.pool.serving.run(
         wishes.model,
         asked.tasks[position],
         sink,

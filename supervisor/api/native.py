@@ -130,10 +130,10 @@ async def load(request: web.Request) -> web.StreamResponse:
     """Body: model, keep_alive?, options?, dry_run?, stream?."""
     gateway, body, wishes = await _read(request)
     if Fields(body).flag("dry_run"):
-        return _json(gateway.pool.plan(wishes.model, options=wishes.options))
+        return _json(gateway.pool.commands.plan(wishes.model, options=wishes.options))
 
     async def work(progress: Progress) -> dict[str, Any]:
-        return await gateway.pool.load(
+        return await gateway.pool.commands.load(
             wishes.model,
             keep_alive_s=wishes.keep_alive_s,
             options=wishes.options,
@@ -148,10 +148,10 @@ async def swap(request: web.Request) -> web.StreamResponse:
     gateway, body, wishes = await _read(request)
     force = Fields(body).flag("force") or False
     if Fields(body).flag("dry_run"):
-        return _json(gateway.pool.plan(wishes.model, swap=True, options=wishes.options))
+        return _json(gateway.pool.commands.plan(wishes.model, swap=True, options=wishes.options))
 
     async def work(progress: Progress) -> dict[str, Any]:
-        return await gateway.pool.swap(
+        return await gateway.pool.commands.swap(
             wishes.model,
             force=force,
             keep_alive_s=wishes.keep_alive_s,
@@ -171,7 +171,7 @@ async def unload(request: web.Request) -> web.StreamResponse:
     if bool(name) == everything:
         raise BadRequest("give 'model', or 'all': true", param="model")
     model = None if everything or name is None else _loaded_or_known(gateway, name)
-    return _json({"receipts": await gateway.pool.unload(model, force=force)})
+    return _json({"receipts": await gateway.pool.commands.unload(model, force=force)})
 
 
 async def shutdown(request: web.Request) -> web.Response:

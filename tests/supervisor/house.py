@@ -89,7 +89,7 @@ class House:
 
     async def ask(self, model: Any, text: str = "who", max_tokens: int = 4, **kw: Any) -> Reader:
         reader = Reader()
-        await self.pool.run(model, chat(text, max_tokens), reader, **kw)
+        await self.pool.serving.run(model, chat(text, max_tokens), reader, **kw)
         return reader
 
     def worker(self, model: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.supervisor.house import until
 from tests.supervisor.served import chat_body, put_model, served
-from uml.supervisor.pool import Pool
+from uml.supervisor.serving import Serving
 
 POSTS = [
     "/v1/chat/completions",
@@ -275,7 +275,7 @@ async def test_a_bug_is_logged_and_not_shown(
     async def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a secret detail")
 
-    monkeypatch.setattr(Pool, "run", broken)
+    monkeypatch.setattr(Serving, "run", broken)
     async with served(tmp_path) as house:
         for stream in (True, False):
             body = chat_body("x", stream=stream)

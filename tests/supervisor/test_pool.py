@@ -102,7 +102,7 @@ async def test_forced_swap_cuts_with_a_clear_error(tmp_path: Path) -> None:
         a, b = h.model("a"), h.model("b")
         long = asyncio.create_task(h.ask(a, "slow=0.1", 200))
         await until(lambda: any(w["busy"] for w in h.pool.status()["workers"]))
-        result = await h.pool.swap(b, force=True)
+        result = await h.pool.commands.swap(b, force=True)
         assert result["receipts"][0]["model"] == "a"
         with pytest.raises(Cancelled, match="makes way for b"):
             await long
@@ -144,8 +144,8 @@ async def test_worker_that_dies_between_the_grant_and_the_request_costs_no_reque
     async with house(tmp_path) as h:
         a = h.model("a", options={"slow_load": 0.3})
         waiting = asyncio.create_task(h.ask(a, "who"))
-        loading = asyncio.create_task(h.pool.load(a))
-        state = await until(lambda: h.pool.loading("a") and h.pool.scheduler.worker_of("a"))
+        loading = asyncio.create_task(h.pool.commands.load(a))
+        state = await until(lambda: h.pool.scheduler.worker_of("a"))
         await until(lambda: state.state == "loading")
         worker = h.pool.crew.workers[state.id]
         # As when the exit and the last word come out of one look at the pipes.
@@ -161,7 +161,7 @@ async def test_answer_that_is_not_streamed_is_done_again_when_its_worker_dies(
 ) -> None:
     async with house(tmp_path) as h:
         a, collector = h.model("a"), Collector()
-        waiting = asyncio.create_task(h.pool.run(a, chat("who slow=0.05", 20), collector))
+        waiting = asyncio.create_task(h.pool.serving.run(a, chat("who slow=0.05", 20), collector))
         await until(lambda: len(collector.choice(0).texts) >= 3)
         os.kill(h.worker("a")["pid"], signal.SIGKILL)
         await waiting
@@ -172,7 +172,7 @@ async def test_worker_killed_in_mid_stream_ends_the_stream_with_an_error(tmp_pat
     async with house(tmp_path) as h:
         a, reader = h.model("a"), Reader()
         with pytest.raises(WorkerDied):
-            await h.pool.run(a, chat("die_after_n=3", 10), reader)
+            await h.pool.serving.run(a, chat("die_after_n=3", 10), reader)
         assert reader.text == "tok0 tok1 tok2 "
         assert (await h.ask(a)).text.startswith("a")
 
@@ -243,7 +243,7 @@ async def test_unload_leaves_no_process_whatever_the_worker_started(
         (worker,) = h.pool.crew.workers.values()
         members = worker.pids()
         assert len(members) >= 3
-        (receipt,) = await h.pool.unload("a")
+        (receipt,) = await h.pool.commands.unload("a")
         assert receipt["verified"] == "yes" and set(members) <= set(receipt["pids"])
         assert tree.living(members) == [] and not h.pool.status()["workers"]
         assert not list((tmp_path / "ledger").iterdir())
@@ -253,7 +253,7 @@ async def test_slow_reader_pauses_only_its_own_request(tmp_path: Path) -> None:
     async with house(tmp_path) as h:
         a, slow = h.model("a"), Reader()
         slow.slow = True
-        task = asyncio.create_task(h.pool.run(a, chat("flood=4000"), slow))
+        task = asyncio.create_task(h.pool.serving.run(a, chat("flood=4000"), slow))
         await until(lambda: len(slow.chunks) >= 200)
         quick = await h.ask(a, "say=hi", 50)
         assert quick.text.startswith("hi")
@@ -279,7 +279,7 @@ async def test_printing_to_stdout_does_not_corrupt_the_wire(tmp_path: Path) -> N
 async def test_task_the_model_cannot_do_is_refused_before_any_load(tmp_path: Path) -> None:
     async with house(tmp_path) as h:
         with pytest.raises(TaskNotSupported, match="it can: chat, complete, embed"):
-            await h.pool.run(h.model("a"), Rerank(), Reader())
+            await h.pool.serving.run(h.model("a"), Rerank(), Reader())
         assert h.pool.status()["workers"] == []
 
 
@@ -345,7 +345,7 @@ async def test_plan_explains_without_doing(tmp_path: Path) -> None:
     async with house(tmp_path / "home", fake_device=f"fake0:{100 * MB}:{device}") as h:
         a, b = (h.model(n, weights_bytes=70 * MB, device="fake0") for n in ("a", "b"))
         await h.ask(a)
-        plan = h.pool.plan(b)
+        plan = h.pool.commands.plan(b)
         assert plan["fits"] and [v["model"] for v in plan["victims"]] == ["a"]
         assert plan["need_bytes"]["fake0"] == 70 * MB
         assert h.worker("a")["state"] == "ready"

@@ -1,0 +1,173 @@
+"""Requests on their way: who waits for a grant, and what runs again when its worker dies.
+
+`Serving` asks the pool's scheduler for a worker, hands the task to `Calls` and sees it through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from uml.protocol import messages
+from uml.protocol.errors import TaskNotSupported, UmlError, WorkerDied
+from uml.protocol.tasks import Generate, Task
+from uml.supervisor.calls import Calls, Sink
+from uml.supervisor.states import State
+from uml.supervisor.worker import Worker
+
+if TYPE_CHECKING:
+    from uml.supervisor.environments import Environments
+    from uml.supervisor.needs import Needs
+    from uml.supervisor.pool import Pool
+    from uml.supervisor.registry import Model
+
+#: A request that has seen this many workers die is not given a third.
+_DEATHS = 2
+
+
+@dataclasses.dataclass
+class _Waiting:
+    """Somebody waits for a grant."""
+
+    granted: asyncio.Future[str]
+    tell: Callable[[str, float | None, int], None]
+
+
+class Serving:
+    """Owner of running calls and of who waits. ignored: told of a worker that does not honour a
+    cancel."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        needs: Needs,
+        environments: Environments,
+        ignored: Callable[[Worker], None],
+    ) -> None:
+        self._pool, self._needs, self._environments = pool, needs, environments
+        self.calls = Calls(ignored)
+        #: As they were when they were last asked for.
+        self.models: dict[str, Model] = {}
+        self._waiting: dict[int, _Waiting] = {}
+        self._ids = itertools.count(1)
+
+    async def run(
+        self,
+        model: Model,
+        task: Task,
+        sink: Sink,
+        *,
+        keep_alive_s: float | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> messages.Done:
+        """Do `task` on `model`, loading it if need be; output goes into `sink`.
+
+        A request whose worker dies before any content was delivered is run again. Cancelling this
+        coroutine cancels the request in the worker. Raises: UmlError.
+        """
+        if model.facts and task.name not in model.facts.tasks:
+            can = ", ".join(model.facts.tasks) or "nothing"
+            raise TaskNotSupported(f"{model.id} cannot {task.name}; it can: {can}", param="model")
+        if isinstance(task, Generate) and task.sampling.seed is None:
+            # Fixed here, so that a rerun gives the same answer.
+            seeded = dataclasses.replace(task.sampling, seed=random.getrandbits(31))
+            task = dataclasses.replace(task, sampling=seeded)
+        deaths = 0
+        while True:
+            request, worker = await self.acquire(
+                model, keep_alive_s, options, tell=sink.waiting, wants_slot=True
+            )
+            if self.leaves(worker):  # it died between the grant and now
+                self._finished(request)
+                continue
+            call = self.calls.start(worker, task, sink, partial(self._finished, request))
+            try:
+                return await asyncio.shield(call.future)
+            except asyncio.CancelledError:
+                self.calls.cancel(call)
+                raise
+            except WorkerDied as e:
+                deaths += 1
+                if (call.delivered and not sink.restart()) or deaths >= _DEATHS:
+                    raise
+                self._pool.events.emit("request.rerun", "warning", model=model.id, cause=e.message)
+
+    async def acquire(
+        self,
+        model: Model,
+        keep_alive_s: float | None,
+        options: dict[str, Any] | None,
+        *,
+        tell: Callable[[str, float | None, int], None],
+        wants_slot: bool,
+        urgent: bool = False,
+    ) -> tuple[int, Worker]:
+        """Wait until a worker may serve; (request number, worker). Raises: UmlError."""
+        pool = self._pool
+        serving = pool.scheduler.worker_of(model.id)
+        if serving and serving.need and serving.state is State.READY:
+            need = self._needs.again(serving.need, model, keep_alive_s, options)
+        else:
+            need = self._needs.need(model, keep_alive_s, options)
+        self.models[model.id] = model
+        request = next(self._ids)
+        waiting = _Waiting(asyncio.get_running_loop().create_future(), tell)
+        self._waiting[request] = waiting
+        if need.n_ctx > (serving.need.n_ctx if serving and serving.need else -1):
+            self._environments.python(need.backend)  # not installed: say so before anything
+            pool.measure()
+        try:
+            pool.feed(
+                pool.scheduler.on_request(
+                    request, need, pool.now(), wants_slot=wants_slot, urgent=urgent
+                )
+            )
+            if not waiting.granted.done():
+                self.tell(model.id, last=True)
+            return request, pool.crew.workers[await waiting.granted]
+        except asyncio.CancelledError:
+            granted = waiting.granted
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
+                self._finished(request)
+            else:
+                pool.feed(pool.scheduler.on_abandoned(request, pool.now()))
+            raise
+        finally:
+            self._waiting.pop(request, None)
+
+    def grant(self, request: int, worker: str) -> None:
+        """The scheduler gives `request` its worker; one that left meanwhile gives it back."""
+        waiting = self._waiting.get(request)
+        if waiting and not waiting.granted.done():
+            waiting.granted.set_result(worker)
+        else:
+            self._finished(request)
+
+    def refuse(self, request: int, error: UmlError) -> None:
+        waiting = self._waiting.get(request)
+        if waiting and not waiting.granted.done():
+            waiting.granted.set_exception(error)
+
+    def leaves(self, worker: Worker) -> bool:
+        """Whether it is being killed already: what is begun there now would be cut."""
+        state = self._pool.scheduler.workers.get(worker.id)
+        return state is None or state.state is State.KILLING
+
+    def _finished(self, request: int) -> None:
+        self._pool.feed(self._pool.scheduler.on_finished(request, self._pool.now()))
+
+    def tell(self, model: str, *, last: bool = False) -> None:
+        """Say to all who wait for `model` how far it is, or only to the last who came."""
+        pool = self._pool
+        state = pool.scheduler.worker_of(model)
+        word = state.state.value if state else "queued"
+        vital = pool.crew.vitals.get(state.id) if state else None
+        line = list(enumerate(pool.scheduler.line(model)))
+        for position, request in line[-1:] if last else line:
+            if waiting := self._waiting.get(request):
+                waiting.tell(word, vital.fraction if vital else None, position)
