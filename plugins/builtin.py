@@ -12,7 +12,7 @@ LLAMA_CPP = BackendSpec(
     formats=("gguf",),
     tasks=("chat", "complete", "embed"),
     devices=("cpu", "cuda", "metal"),
-    requirements=("llama-cpp-python==0.3.36",),
+    requirements=("llama-cpp-python==0.3.36", "llguidance==1.9.1"),
     imports="llama_cpp",
     source_build=("llama-cpp-python",),
     # How long an idle OpenMP thread spins before it sleeps, read when the library is imported.

@@ -209,7 +209,7 @@ def test_compiled_requirement_is_installed_from_its_wheel(
     monkeypatch.setattr(wheels, "build_wheel", lambda _cache, requirement, *_: wheel)
     environments = make(tmp_path, LLAMA_CPP)
     environments.install("llama_cpp", silent)
-    assert offline == [["msgpack>=1.0.8,<2", str(wheel)]]
+    assert offline == [["msgpack>=1.0.8,<2", str(wheel), *LLAMA_CPP.requirements[1:]]]
 
 
 def test_missing_compiler_is_known_before_anything_is_made(
