@@ -12,7 +12,7 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,7 +187,7 @@ class Registry:
             id=record.id,
             aliases=(*own.aliases, *entry.found.aliases),
             file=entry.file,
-            facts=facts,
+            facts=_with_template(facts) if own.chat_template and facts else facts,
             source=entry.found.source,
             error=record.error,
             backend=own.backend or self._backend(facts),
@@ -254,6 +254,12 @@ class Registry:
         """Bytes per device that the model took when it was last loaded."""
         value = self._records.measured(model_id, "footprint")
         return None if value is None else dict(value)
+
+
+def _with_template(facts: ModelFacts) -> ModelFacts:
+    """A template from the configuration lets a model chat that brings none."""
+    able = "complete" in facts.tasks and "chat" not in facts.tasks
+    return replace(facts, tasks=("chat", *facts.tasks)) if able else facts
 
 
 def _look(path: str) -> tuple[ModelFile | None, str | None]:

@@ -71,6 +71,16 @@ def test_broken_file_is_listed_with_its_reason_and_hurts_nobody(
     assert registry.find("good").error is None
 
 
+def test_template_from_the_configuration_lets_a_base_model_chat(
+    opened: Open, tmp_path: Path
+) -> None:
+    bare = {k: v for k, v in LLAMA.items() if k != "tokenizer.chat_template"}
+    write(tmp_path / "home/models/base.gguf", bare)
+    assert "chat" not in opened().find("base").facts.tasks  # type: ignore[union-attr]
+    registry = opened('[models.base]\nchat_template = "{{ messages[0].content }}"')
+    assert registry.find("base").facts.tasks[:2] == ("chat", "complete")  # type: ignore[union-attr]
+
+
 def test_file_that_is_completed_later_is_read_again(opened: Open, tmp_path: Path) -> None:
     path = write(tmp_path / "home/models/m.gguf")
     whole = path.read_bytes()
