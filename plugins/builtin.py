@@ -23,6 +23,10 @@ LLAMA_CPP = BackendSpec(
     process_bytes=96 * 1024 * 1024,
     licence="MIT",
     priority=10,
+    split="layers",
+    offload=True,
+    # Not measured here; what a first load really takes is learned.
+    context_bytes=320 * 1024 * 1024,
 )
 
 FAKE = BackendSpec(
@@ -35,6 +39,7 @@ FAKE = BackendSpec(
     process_bytes=32 * 1024 * 1024,
     licence="Apache-2.0",
     hidden=True,
+    split="layers",
 )
 
 

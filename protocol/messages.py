@@ -36,7 +36,8 @@ class Message:
 @dataclass(frozen=True)
 class Load(Message):
     """Load this model. files: absolute paths, main file first. lease: device -> bytes granted.
-    options: backend options, already decided (n_ctx, slots, ...). threads: cores leased."""
+    options: backend options, already decided (n_ctx, slots, ...). threads: cores leased.
+    environ: variables to set before the library looks for devices."""
 
     t: ClassVar[str] = "load"
     model: str
@@ -44,6 +45,7 @@ class Load(Message):
     options: dict[str, Any] = field(default_factory=dict)
     lease: dict[str, int] = field(default_factory=dict)
     threads: int = 1
+    environ: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,10 @@ class BackendSpec:
     process_bytes: RAM of a worker with the library imported and no model. licence: SPDX.
     cancel_s: how long a worker may take to end a request that was cancelled; one that takes longer
     is killed. hidden: not listed to users (tests).
+    split: over several devices by "layers", or in equal "tensor" parts; "" = one device alone.
+    offload: some layers may stay in RAM. context_bytes: what the driver takes on each accelerator
+    for a process that uses it. share_option: the option by which the library is told which share
+    of a device it may fill, for one that takes that at once.
     """
 
     name: str
@@ -110,3 +114,7 @@ class BackendSpec:
     priority: int = 0
     cancel_s: float = 10.0
     hidden: bool = False
+    split: str = ""
+    offload: bool = False
+    context_bytes: int = 0
+    share_option: str = ""

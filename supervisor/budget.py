@@ -37,13 +37,15 @@ def is_place(thing: str) -> bool:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """A device as it is now. kind: ram | cuda | rocm | metal | fake."""
+    """A device as it is now. kind: ram | cuda | rocm | metal | fake. unified: its bytes are RAM's,
+    and free ones are counted there."""
 
     name: str
     kind: str
     total_bytes: int
     free_bytes: int
     detail: str = ""
+    unified: bool = False
 
 
 @dataclass
@@ -199,41 +201,3 @@ def add(*parts: Mapping[str, int]) -> Bytes:
         for device, count in part.items():
             total[device] = total.get(device, 0) + count
     return total
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a model goes. device: what its layers run on; bytes: need per device."""
-
-    device: str
-    bytes: Bytes
-
-
-def place(
-    model_bytes: int,
-    process_bytes: int,
-    devices: Iterable[DeviceMemory],
-    runs_on: Iterable[str],
-    caps: Mapping[str, int],
-    wanted: str | None = None,
-) -> Placement:
-    """Best fit on one accelerator the backend runs on, else RAM.
-
-    runs_on: kinds the backend supports ("cpu", "cuda", ...). caps: bytes usable per device.
-    wanted: a device asked for by name; it is taken even where the model does not fit, so that
-    the refusal names it.
-    """
-    kinds = set(runs_on)
-    able = [d for d in devices if d.kind != "ram" and d.kind in kinds]
-    if wanted and wanted != "ram":
-        chosen = wanted
-    else:
-        fitting = [d for d in able if caps.get(d.name, 0) >= model_bytes] if not wanted else []
-        chosen = (
-            min(fitting, key=lambda d: (d.free_bytes < model_bytes, d.free_bytes)).name
-            if (fitting)
-            else "ram"
-        )
-    if chosen == "ram":
-        return Placement("ram", {"ram": model_bytes + process_bytes})
-    return Placement(chosen, {chosen: model_bytes, "ram": process_bytes})

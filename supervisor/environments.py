@@ -85,6 +85,17 @@ class Environments:
             )
         return str(installer.venv_python(self._path(backend)))
 
+    def devices(self, backend: str) -> tuple[str, ...]:
+        """Kinds of devices that a backend can use as it is installed: what is compiled here is
+        compiled for some of those it knows. All of them while it is not installed."""
+        spec = self._spec(backend)
+        stamp = self._stamp(backend) if _builds(spec) else {}
+        if not stamp:
+            return spec.devices
+        built = " ".join(stamp.get("cmake_args", ()))
+        switches = {"cuda": "GGML_CUDA=ON", "rocm": "GGML_HIP=ON"}
+        return tuple(d for d in spec.devices if switches.get(d, "") in built)
+
     def status(self) -> list[EnvironmentStatus]:
         """Every backend that users see; reads one small file for each."""
         return [self._status(spec) for spec in self._specs.values() if not spec.hidden]

@@ -1,18 +1,19 @@
-"""What a model needs to run: from the registry, the configuration and the machine."""
+"""What a model needs to run and where: from the registry, the configuration and the machine."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from uml.protocol.errors import BadRequest, InvalidModel, UmlError
-from uml.protocol.models import BackendSpec
-from uml.supervisor.budget import place
+from uml.protocol.models import BackendSpec, MemoryEstimate, ModelFacts
+from uml.supervisor.budget import DeviceMemory
 from uml.supervisor.conversations import Conversations
 from uml.supervisor.estimates import estimate, resolve_options
 from uml.supervisor.machine import Machine
+from uml.supervisor.placement import Demand, Placement, Rules, place, place_layers
 from uml.supervisor.places import places
 from uml.supervisor.states import Need
 
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 
 
 class Needs:
-    """Turns a model and a request's wishes into a `Need`."""
+    """Turns a model and a request's wishes into a `Need`.
+
+    kinds: which kinds of devices a backend can use as it is installed. room: bytes of a device
+    that may be promised now; None = what is free.
+    """
 
     def __init__(
         self,
@@ -31,10 +36,13 @@ class Needs:
         specs: Mapping[str, BackendSpec],
         machine: Machine,
         conversations: Conversations,
+        kinds: Callable[[str], tuple[str, ...]] | None = None,
+        room: Callable[[str], int] | None = None,
     ) -> None:
         self._config, self._registry = config, registry
         self._specs, self._machine = specs, machine
         self._conversations = conversations
+        self._kinds, self._room = kinds or (lambda name: specs[name].devices), room
 
     def need(
         self, model: Model, keep_alive_s: float | None, options: Mapping[str, Any] | None
@@ -50,20 +58,7 @@ class Needs:
             raise InvalidModel(f"no backend here runs {model.facts.format} files", param="model")
         resolved = resolve_options(model.facts, {**model.options, **_checked(options)})
         guess = estimate(model.facts, resolved, spec.process_bytes)
-        devices = self._machine.snapshot()
-        caps = {
-            d.name: min(self._config.budget.get(d.name, d.total_bytes), d.total_bytes)
-            - self._config.reserve_bytes.get(d.name, 0)
-            for d in devices
-        }
-        placed = place(
-            guess.model_bytes,
-            guess.process_bytes,
-            devices,
-            spec.devices,
-            caps,
-            resolved.get("device"),
-        )
+        placed = self._place(model.facts, guess, spec, resolved)
         own = self._config.for_model(model.id)
         return Need(
             model=model.id,
@@ -77,8 +72,42 @@ class Needs:
             places=places(model.id, self._config.models, self._identify),
             load_s=self._registry.load_seconds(model.id),
             arithmetic=guess.arithmetic,
-            options={**resolved, "device": placed.device},
+            options=_with_place(resolved, placed),
         )
+
+    def _place(
+        self,
+        facts: ModelFacts,
+        guess: MemoryEstimate,
+        spec: BackendSpec,
+        options: Mapping[str, Any],
+    ) -> Placement:
+        """Raises: BadRequest for a device that is not here, InvalidModel for none that would do."""
+        devices = {d.name: d for d in self._machine.snapshot()}
+        wanted = options.get("device")
+        usable = _chosen(wanted, devices)
+        kinds = self._kinds(spec.name)
+        if wanted is not None and any(d.kind != "ram" for d in usable):
+            kinds = tuple(k for k in kinds if k != "cpu")  # there or nowhere
+        rules = Rules(kinds, spec.split, spec.offload)
+        demand = _demand(facts, guess, spec)
+        layers = options.get("n_gpu_layers")
+        caps = {name: self._cap(d) for name, d in devices.items()}
+        room = {name: self._room(name) for name in devices} if self._room else None
+        if layers is not None and layers >= 0:
+            placed = place_layers(demand, layers, usable, rules, caps)
+        else:
+            placed = place(demand, usable, rules, caps, room)
+        if placed is None or not (placed.devices or "cpu" in rules.kinds):
+            able = ", ".join(self._kinds(spec.name))
+            where = f"{wanted} is none" if wanted else "there is none here"
+            raise InvalidModel(f"{spec.name} runs on {able}, and {where}", param="model")
+        return placed
+
+    def _cap(self, device: DeviceMemory) -> int:
+        total, name = device.total_bytes, device.name
+        limit = min(self._config.budget.get(name, total), total)
+        return limit - self._config.reserve_bytes.get(name, 0)
 
     def again(
         self,
@@ -108,15 +137,64 @@ class Needs:
 
     def worker_options(self, model: Model, need: Need) -> dict[str, Any]:
         """What the worker is told: every number decided here, none of them guessed there."""
-        folder = self._machine.fake_folders.get(need.options.get("device", ""))
+        devices = need.options.get("devices") or []
+        folders = [f for d in devices if (f := self._machine.fake_folders.get(d))]
         own = self._config.for_model(model.id)
-        extra = {"chat_template": own.chat_template} if own.chat_template else {}
-        # All layers on the accelerator it was placed on, unless the configuration says how many.
-        layers = 0 if need.options.get("device") == "ram" else -1
+        told = dict(need.options)
+        if own.chat_template:
+            told["chat_template"] = own.chat_template
         if kept := self._conversations.folder(model.content_hash):
-            extra["conversations_dir"] = str(kept)
-        told = {"n_gpu_layers": layers, **need.options, **extra}
-        return {**told, **({"fake_dir": folder} if folder else {})}
+            told["conversations_dir"] = str(kept)
+        if folders:
+            told["fake_dir"] = folders[0]
+        share = self._specs[need.backend].share_option
+        if share and devices:
+            totals = {d.name: d.total_bytes for d in self._machine.snapshot()}
+            told[share] = round(max(need.bytes[d] / totals[d] for d in devices if totals.get(d)), 4)
+        return told
+
+    def environ(self, need: Need) -> dict[str, str]:
+        """What the worker's process may see: the devices it was placed on, in their order."""
+        return self._machine.visible(need.options.get("devices") or [])
+
+
+def _demand(facts: ModelFacts, guess: MemoryEstimate, spec: BackendSpec) -> Demand:
+    tail = min(facts.embedding_bytes, guess.weights_bytes) if facts.block_count else 0
+    return Demand(
+        layers_bytes=guess.weights_bytes - tail + guess.kv_bytes,
+        tail_bytes=tail,
+        compute_bytes=guess.compute_bytes,
+        context_bytes=spec.context_bytes,
+        process_bytes=guess.process_bytes,
+        layers=facts.block_count,
+        heads=facts.head_count,
+    )
+
+
+def _chosen(wanted: Any, devices: Mapping[str, DeviceMemory]) -> list[DeviceMemory]:
+    """The devices that may be used: all, or those asked for ("cuda0,cuda1", "ram").
+
+    Raises: BadRequest, naming those that are here.
+    """
+    if wanted is None:
+        return list(devices.values())
+    names = ["ram" if n.strip() == "cpu" else n.strip() for n in str(wanted).split(",")]
+    unknown = [name for name in names if name not in devices]
+    if unknown:
+        raise BadRequest(f"device {unknown[0]!r} is not here; there are {', '.join(devices)}")
+    return [devices[name] for name in names]
+
+
+def _with_place(options: Mapping[str, Any], placed: Placement) -> dict[str, Any]:
+    """options: with where the layers go, in the words of the workers."""
+    layers = -1 if placed.layers is None else placed.layers
+    told = {
+        **options,
+        "device": placed.device,
+        "devices": list(placed.devices),
+        "n_gpu_layers": layers if placed.devices else 0,
+    }
+    return told | ({"tensor_split": list(placed.shares)} if len(placed.devices) > 1 else {})
 
 
 def _checked(options: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -63,7 +63,6 @@ class Pool:
         self._config, self._registry, self._specs = config, registry, specs
         self._machine, self._events = machine, events
         self.conversations = Conversations(config.home, config.conversations_bytes)
-        self._needs = Needs(config, registry, specs, machine, self.conversations)
         limits = states.Limits(
             max_loaded=config.max_loaded,
             queue=config.queue_limit,
@@ -72,6 +71,10 @@ class Pool:
             standby=frozenset(config.standby),
         )
         self.scheduler = Scheduler(Budget(config.budget, config.reserve_bytes), limits)
+        room = self.scheduler.budget.available
+        self._needs = Needs(
+            config, registry, specs, machine, self.conversations, environments.devices, room
+        )
         self.crew = Crew(config.home, environments, machine, events)
         self.serving = Serving(self, self._needs, environments, self._ignores_cancel)
         self.commands = Commands(self, self._needs, environments, registry)
@@ -164,6 +167,7 @@ class Pool:
                 options=self._needs.worker_options(model, need),
                 lease=dict(need.bytes),
                 threads=self._machine.cores,
+                environ=self._needs.environ(need),
             )
         )
         self.serving.tell(need.model)

@@ -103,6 +103,7 @@ class Host:
             raise ProtocolError(f"{message.t} is not for a worker")
 
     def _load(self, load: messages.Load) -> None:
+        os.environ.update(load.environ)
         try:
             ready = self._backend.load(load, self._progress)
             frame = messages.pack(ready)

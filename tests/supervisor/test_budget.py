@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uml.supervisor.budget import Budget, DeviceMemory, place
+from uml.supervisor.budget import Budget, DeviceMemory
 from uml.supervisor.eviction import Candidate, pick_victims
 
 GB = 1 << 30
@@ -126,13 +126,3 @@ def test_eviction_always_covers_what_is_missing_and_spares_the_superfluous(
     assert freed >= missing
     for v in victims:
         assert v.pending or freed - v.bytes["ram"] < missing
-
-
-def test_place_prefers_the_tightest_gpu_that_fits_then_ram() -> None:
-    devices = [ram(64 * GB, 60 * GB), gpu("cuda0", 24 * GB, 24 * GB), gpu("cuda1", 8 * GB, 8 * GB)]
-    caps = {d.name: d.total_bytes for d in devices}
-    assert place(6 * GB, GB, devices, ("cpu", "cuda"), caps).device == "cuda1"
-    assert place(10 * GB, GB, devices, ("cpu", "cuda"), caps).bytes == {"cuda0": 10 * GB, "ram": GB}
-    assert place(30 * GB, GB, devices, ("cpu", "cuda"), caps).bytes == {"ram": 31 * GB}
-    assert place(6 * GB, GB, devices, ("cpu",), caps).device == "ram"
-    assert place(30 * GB, GB, devices, ("cpu", "cuda"), caps, "cuda1").device == "cuda1"

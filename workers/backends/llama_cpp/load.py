@@ -15,7 +15,13 @@ from uml.protocol.errors import InvalidModel, LoadFailed
 from uml.protocol.messages import Load
 from uml.workers.backends.llama_cpp.batch import Batch
 from uml.workers.backends.llama_cpp.log import Log
-from uml.workers.backends.llama_cpp.options import CACHE_TYPES, FLASH_ATTENTION, Options, read
+from uml.workers.backends.llama_cpp.options import (
+    CACHE_TYPES,
+    FLASH_ATTENTION,
+    Options,
+    read,
+    split,
+)
 from uml.workers.backends.llama_cpp.plan import Pace
 from uml.workers.backends.llama_cpp.vocab import Vocab
 
@@ -86,7 +92,7 @@ def load(request: Load, log: Log, progress: Progress) -> Loaded:
         lib.llama_pooling_type(context) == lib.LLAMA_POOLING_TYPE_RANK,
         template,
         facts,
-        log.memory(),
+        log.memory(request.options.get("devices") or ()),
         pace,
     )
 
@@ -113,6 +119,12 @@ def _load_model(request: Load, log: Log, progress: Progress) -> Any:
     given = request.options
     params = lib.llama_model_default_params()
     params.n_gpu_layers = int(given.get("n_gpu_layers") or 0)
+    shares = split(given)
+    if shares:
+        most = lib.llama_max_devices()
+        params.tensor_split = (ctypes.c_float * most)(*shares[:most])
+    else:
+        params.split_mode, params.main_gpu = lib.LLAMA_SPLIT_MODE_NONE, 0
     params.load_mode = {
         (True, False): lib.LLAMA_LOAD_MODE_MMAP,
         (True, True): lib.LLAMA_LOAD_MODE_MMAP_MLOCK,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
@@ -12,6 +13,8 @@ import llama_cpp.llama_cpp as lib
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5
 #: "load_tensors:   CPU_Mapped model buffer size =    92.09 MiB"
 _BUFFER = re.compile(r":\s+(\S+)\s+(model|KV|RS|compute|output)\s+buffer size\s*=\s*([\d.]+) MiB")
+#: Buffers on devices; "CUDA_Host" is RAM.
+_ACCELERATOR = re.compile(r"(?:CUDA|ROCm|Vulkan|MTL|Metal)(\d*)")
 
 
 class Log:
@@ -34,12 +37,12 @@ class Log:
     def size(self, purpose: str) -> int:
         return sum(n for (_, what), n in self.buffers.items() if what == purpose)
 
-    def memory(self) -> dict[str, int]:
-        """Device -> bytes, as the supervisor names devices; "mapped" are weights in files, which
-        the kernel may take back."""
+    def memory(self, devices: Sequence[str] = ()) -> dict[str, int]:
+        """Device -> bytes, as the supervisor names devices (those we see, in our order); "mapped"
+        are weights in files, which the kernel may take back."""
         found: dict[str, int] = {}
         for (buffer, _), size in self.buffers.items():
-            device = _device(buffer)
+            device = _device(buffer, devices)
             found[device] = found.get(device, 0) + size
         return found
 
@@ -58,9 +61,10 @@ class Log:
             self.buffers[key] = self.buffers.get(key, 0) + int(float(size) * 1024 * 1024)
 
 
-def _device(buffer: str) -> str:
+def _device(buffer: str, devices: Sequence[str]) -> str:
     if buffer.endswith("_Mapped"):
         return "mapped"
-    if match := re.fullmatch(r"(?:CUDA|ROCm)(\d+)", buffer):
-        return f"cuda{match[1]}"
+    if match := _ACCELERATOR.fullmatch(buffer):
+        index = int(match[1] or 0)
+        return devices[index] if index < len(devices) else buffer.lower()
     return "ram"

@@ -101,6 +101,18 @@ def read(given: Mapping[str, Any], trained: int, *, embedding: bool = False) -> 
     )
 
 
+def split(given: Mapping[str, Any]) -> list[float]:
+    """`tensor_split`: how many layers each device gets, in their order; [] = one device has all.
+
+    Raises: LoadFailed.
+    """
+    shares = given.get("tensor_split") or []
+    numbers = all(isinstance(s, (int, float)) and not isinstance(s, bool) for s in shares)
+    if not numbers or not all(math.isfinite(s) and s >= 0 for s in shares):
+        raise LoadFailed(f"option tensor_split is {shares!r}; it has to be numbers from 0")
+    return [float(s) for s in shares] if len(shares) > 1 and sum(shares) else []
+
+
 def pad(cells: int) -> int:
     """llama.cpp rounds the number of cells up to this."""
     return -(-cells // _PAD) * _PAD

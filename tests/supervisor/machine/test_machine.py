@@ -7,7 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.supervisor.machine.machines import Recorded
 from uml.supervisor import machine
+from uml.supervisor.machine import nvidia
 
 
 def test_ram_is_what_the_machine_has() -> None:
@@ -54,11 +56,11 @@ def test_cgroup_without_limit_is_none(tmp_path: Path) -> None:
 
 
 def test_nvidia_without_a_driver_is_an_ordinary_machine() -> None:
-    nvidia = machine.Nvidia.open()
-    assert nvidia.handles or nvidia.error
-    if not nvidia.handles:
-        assert nvidia.memory() == [] and nvidia.used_by({1}) == {}
-    nvidia.close()
+    found = machine.Nvidia.open()
+    assert found.cards or found.error
+    if not found.cards:
+        assert found.memory() == [] and found.used_by({1}) == {}
+    found.close()
 
 
 def test_fake_device_counts_by_owner_and_frees_the_dead(tmp_path: Path) -> None:
@@ -77,3 +79,45 @@ def test_alive_knows_the_dead() -> None:
     import os
 
     assert machine.alive(os.getpid()) and not machine.alive(4194999)
+
+
+CARDS = [nvidia.Card(f"cuda{i}", "X", f"GPU-{i}abc-{i}", None) for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "left"),
+    [
+        (None, "012"),
+        ("", ""),
+        ("-1", ""),
+        ("2,0", "20"),
+        ("GPU-1abc", "1"),
+        ("0,7,1", "0"),
+        ("GPU-", ""),
+        ("1,1", "1"),
+    ],
+)
+def test_cards_that_the_user_hid_from_cuda_are_hidden_from_us(
+    wanted: str | None, left: str
+) -> None:
+    assert "".join(c.name[-1] for c in nvidia.allowed(CARDS, wanted)) == left
+
+
+def test_process_is_told_its_cards_by_uuid() -> None:
+    told = nvidia.Nvidia(CARDS).visible(["cuda2", "ram", "cuda0"])
+    assert told == {"CUDA_VISIBLE_DEVICES": "GPU-2abc-2,GPU-0abc-0"}
+
+
+def test_snapshot_holds_ram_and_every_source() -> None:
+    found = machine.Machine(sources=[Recorded("4x-l4")])
+    assert [d.name for d in found.snapshot()] == ["ram", "cuda0", "cuda1", "cuda2", "cuda3"]
+    assert found.visible(["cuda3"]) == {"SEEN": "cuda3"}
+
+
+def test_several_fake_devices(tmp_path: Path) -> None:
+    text = f"fake0:100:{tmp_path / 'a'},fake1:200:{tmp_path / 'b'}"
+    found = machine.Machine(text, sources=[])
+    assert [(d.name, d.total_bytes) for d in found.snapshot()[1:]] == [
+        ("fake0", 100),
+        ("fake1", 200),
+    ]
