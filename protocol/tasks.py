@@ -34,14 +34,23 @@ class Usage:
     cached_tokens: int = 0
 
 
+#: The order of samplers. Source: llama.cpp, common_params_sampling.
+SAMPLERS = (
+    *("penalties", "dry", "top_n_sigma", "top_k", "typ_p"),
+    *("top_p", "min_p", "xtc", "temperature", "adaptive_p"),
+)
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen. Defaults are the OpenAI API's: temperature 1, nothing else.
 
     A value that means "off" switches its sampler off: top_k 0, top_p 1, min_p 0, typical_p 1,
     top_n_sigma -1, repeat_penalty 1, penalties 0, xtc_probability 0, dry_multiplier 0, mirostat 0,
-    dynatemp_range 0. penalty_last_n, dry_penalty_last_n: tokens looked back at, -1 = the context.
-    logit_bias: token id (as a string, JSON's keys) -> bias. seed: None = a random one.
+    dynatemp_range 0, adaptive_target -1. penalty_last_n, dry_penalty_last_n: tokens looked back at,
+    -1 = the context. samplers: which ones, in which order, of `SAMPLERS` and "infill".
+    min_keep: samplers that cut leave so many tokens. logit_bias: token id (as a string, JSON's
+    keys) -> bias. seed: None = a random one.
     """
 
     temperature: float = 1.0
@@ -66,6 +75,10 @@ class Sampling:
     mirostat: int = 0
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
+    adaptive_target: float = -1.0
+    adaptive_decay: float = 0.9
+    min_keep: int = 0
+    samplers: list[str] = field(default_factory=lambda: list(SAMPLERS))
     logit_bias: dict[str, float] = field(default_factory=dict)
     seed: int | None = None
 
@@ -111,13 +124,15 @@ class Generate(Task):
 @dataclass(frozen=True)
 class Chat(Generate):
     """messages: OpenAI's, content a string or a list of parts. tools, tool_choice: OpenAI's.
-    template_options: extra variables for the chat template (`enable_thinking`, say)."""
+    template_options: extra variables for the chat template (`enable_thinking`, say).
+    reasoning_format: "none" leaves reasoning in the text, anything else tells it apart."""
 
     name: ClassVar[str] = "chat"
     messages: list[dict[str, Any]] = field(default_factory=list)
     tools: list[dict[str, Any]] = field(default_factory=list)
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
+    reasoning_format: str = "auto"
     template_options: dict[str, Any] = field(default_factory=dict)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from uml.protocol.errors import BadRequest
-from uml.protocol.tasks import Sampling
+from uml.protocol.tasks import SAMPLERS, Sampling
 from uml.supervisor.api.fields import Fields, wrong
+from uml.supervisor.api.schemas import check_schema
 
 MAX_CHOICES = 16
 _MAX_STOPS = 16
@@ -34,6 +35,8 @@ _NUMBERS: dict[str, tuple[tuple[str, ...], float, float]] = {
     "dry_base": (("dry_base",), 0, 100),
     "mirostat_tau": (("mirostat_tau",), 0, 100),
     "mirostat_eta": (("mirostat_eta",), 0, 1),
+    "adaptive_target": (("adaptive_target",), -1, 1),
+    "adaptive_decay": (("adaptive_decay",), 0, 0.99),
 }
 _WHOLES: dict[str, tuple[tuple[str, ...], int, int]] = {
     "top_k": (("top_k",), -1, 1 << 24),
@@ -41,6 +44,7 @@ _WHOLES: dict[str, tuple[tuple[str, ...], int, int]] = {
     "dry_allowed_length": (("dry_allowed_length",), 0, 1 << 24),
     "dry_penalty_last_n": (("dry_penalty_last_n",), -1, 1 << 24),
     "mirostat": (("mirostat",), 0, 2),
+    "min_keep": (("min_keep",), 0, 1 << 24),
 }
 
 
@@ -59,6 +63,7 @@ def read_sampling(body: Mapping[str, Any]) -> dict[str, Any]:
         given["seed"] = seed % (1 << 31)
     if fields.raw("dry_sequence_breakers")[1] is not None:
         given["dry_sequence_breakers"] = _texts(fields, "dry_sequence_breakers", 64)
+    given["samplers"] = _samplers(fields)
     given["logit_bias"] = _logit_bias(fields)
     return {name: value for name, value in given.items() if value is not None}
 
@@ -116,6 +121,28 @@ def _texts(fields: Fields, name: str, most: int) -> list[str]:
     return texts
 
 
+#: llama-server's letters and other names of samplers.
+_LETTERS = dict(zip("edskypmxtai", (*SAMPLERS, "infill"), strict=True))
+_SYNONYMS = {"typical_p": "typ_p", "typical": "typ_p", "temp": "temperature"}
+
+
+def _samplers(fields: Fields) -> list[str] | None:
+    """The order of samplers: names or, as llama-server has it too, a string of letters."""
+    param, value = fields.raw("samplers")
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = [_LETTERS.get(letter, letter) for letter in value]
+    if not isinstance(value, list):
+        raise wrong(param, "a list of samplers' names", value)
+    known = (*SAMPLERS, "infill")
+    names = [_SYNONYMS.get(name, name) if isinstance(name, str) else name for name in value]
+    for index, name in enumerate(names):
+        if name not in known:
+            raise wrong(f"{param}[{index}]", "one of " + ", ".join(known), name)
+    return names
+
+
 def _logit_bias(fields: Fields) -> dict[str, float] | None:
     table = fields.table("logit_bias")
     if table is None:
@@ -135,6 +162,8 @@ def _structure(fields: Fields) -> tuple[dict[str, Any] | None, str | None]:
     """(json_schema, grammar): at most one of them."""
     schema = _response_format(fields)
     top = fields.table("json_schema")
+    if top is not None:
+        check_schema(top, "json_schema")
     grammar = fields.text("grammar", limit=_GRAMMAR_CHARS) or None
     if sum(x is not None for x in (schema, top, grammar)) > 1:
         raise BadRequest(
@@ -152,10 +181,15 @@ def _response_format(fields: Fields) -> dict[str, Any] | None:
     inner.required("type")
     match inner.choice("type", "text", "json_object", "json_schema"):
         case "json_object":
-            return inner.table("schema") or {}
+            schema = inner.table("schema") or {}
+            check_schema(schema, "response_format.schema")
+            return schema
         case "json_schema":
             inner.required("json_schema")
             named = Fields(inner.table("json_schema") or {}, "response_format.json_schema")
             named.required("schema")
-            return named.table("schema")
+            named.flag("strict")
+            schema = named.table("schema") or {}
+            check_schema(schema, named.path("schema"))
+            return schema
     return None

@@ -7,6 +7,7 @@ from typing import Any
 
 from uml.protocol.errors import BadRequest, TaskNotSupported
 from uml.supervisor.api.fields import Fields, wrong
+from uml.supervisor.api.schemas import check_schema
 
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _MAX_TOOLS = 128
@@ -133,6 +134,8 @@ def _tool(raw: Any, where: str) -> dict[str, Any]:
     kept["description"] = function.text("description") or ""
     kept["parameters"] = function.table("parameters") or {"type": "object", "properties": {}}
     strict = function.flag("strict")
+    if strict:
+        check_schema(kept["parameters"], function.path("parameters"))
     return {"type": "function", "function": kept | ({"strict": strict} if strict else {})}
 
 

@@ -20,6 +20,8 @@ from uml.supervisor.api.messages import read_messages, read_tools
 if TYPE_CHECKING:
     from uml.supervisor.config import ModelConfig
 
+#: llama-server's; all but "none" tell reasoning from the answer.
+_REASONING = ("auto", "none", "deepseek")
 _MAX_PROMPTS = 128
 _MAX_INPUTS = 65536
 #: Texts of one `Embed`: other requests get their turn between two of them.
@@ -60,6 +62,7 @@ def read_chat(body: Mapping[str, Any], model_id: str, own: ModelConfig) -> Asked
         messages=read_messages(fields, model_id, own.system_prompt),
         **read_tools(fields),
         top_logprobs=_chat_logprobs(fields),
+        reasoning_format=fields.choice("reasoning_format", *_REASONING) or "auto",
         template_options=options,
     )
     return Asked([task], task.n, stream, usage, task.top_logprobs is not None)

@@ -56,9 +56,31 @@ class Answer:
         ]
         return "".join(parts)
 
+    def calls(self, index: int = 0) -> list[tuple[str, str]]:
+        return calls([d for i, d in self.deltas if i == index])
+
+    def reasoning(self, index: int = 0) -> str:
+        found = [d for i, d in self.deltas if i == index and isinstance(d, dict)]
+        return "".join(d.get("reasoning", "") for d in found)
+
     def logprobs(self, index: int = 0) -> list[dict[str, Any]]:
         found = [d for i, d in self.deltas if i == index and isinstance(d, dict)]
         return [entry for d in found for entry in d.get("logprobs", [])]
+
+
+def calls(deltas: list[Any]) -> list[tuple[str, str]]:
+    """Tool calls put together as a client does it: (name, arguments as they came)."""
+    found: dict[int, tuple[str, str]] = {}
+    for piece in (p for d in deltas if isinstance(d, dict) for p in d.get("tool_calls", [])):
+        function, index = piece["function"], piece["index"]
+        if index not in found:
+            assert index == len(found), "calls come in order"
+            assert piece["id"].startswith("call_")
+            assert piece["type"] == "function"
+            found[index] = (function["name"], "")
+        name, arguments = found[index]
+        found[index] = (name, arguments + function["arguments"])
+    return list(found.values())
 
 
 class WorkerProcess:

@@ -32,7 +32,7 @@ def choose(
     text = sequence.stream.feed(piece)
     if text or entry is not None:
         _show(sequence, sequence.reply.feed(text))
-    if sequence.stream.stopped:
+    if sequence.stream.stopped or sequence.sampler.finished:
         return token, "stop"
     return token, "length" if len(sequence.tokens) >= sequence.limit else None
 

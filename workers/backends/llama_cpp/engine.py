@@ -286,7 +286,13 @@ class Engine:
         """Choose the tokens that follow, as long as they are the guessed ones."""
         computed, sequence.past = sequence.past, sequence.past - len(guess)
         for i in range(len(guess) + 1):
-            token, reason = choose(self._vocab, self._context, sequence, index + i, rows[i])
+            try:
+                token, reason = choose(self._vocab, self._context, sequence, index + i, rows[i])
+            except UmlError as e:  # this one answer's form came to nothing
+                sequence.request.job.fail(e)
+                sequence.request.job.cancel()
+                self._cancels = True
+                break
             if i == 0:
                 sequence.lookup.judge(token)
             if reason:

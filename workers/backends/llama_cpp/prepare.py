@@ -21,9 +21,12 @@ from uml.protocol.errors import (
     UmlError,
 )
 from uml.protocol.tasks import Chat, Complete, Generate
-from uml.workers.backends.llama_cpp import grammar, tools
+from uml.workers.backends.llama_cpp import calls, channels, dialects, grammar, tools
+from uml.workers.backends.llama_cpp.channels import ChannelReply
+from uml.workers.backends.llama_cpp.grammar import Form, Thinking
+from uml.workers.backends.llama_cpp.guide import Guides
 from uml.workers.backends.llama_cpp.messages import normalise
-from uml.workers.backends.llama_cpp.replies import MARKS, THINK, ChatReply
+from uml.workers.backends.llama_cpp.replies import THINK, THOUGHT, ChatReply
 from uml.workers.backends.llama_cpp.sampling import Sampler
 from uml.workers.backends.llama_cpp.sequence import PlainReply, Reply, Request, Sequence
 from uml.workers.backends.llama_cpp.template import ChatTemplate
@@ -51,8 +54,11 @@ class Preparer:
         self._vocab, self._template, self._n_ctx = vocab, template, n_ctx
         self._ready, self._flush = ready, flush
         self._random = random.Random(seed)
-        marks = (vocab.tokens(mark, special=True) for mark in MARKS)
-        self._marks = frozenset(ids[0] for ids in marks if len(ids) == 1)
+        source = template.source if template else ""
+        self._dialect = dialects.recognise(source)
+        self._thinks = THOUGHT in source
+        self._marks = _marks(vocab, self._dialect)
+        self._guides = Guides(vocab, self._marks)
         self._jobs: deque[Job] = deque()
         self._wake = threading.Semaphore(0)
         threading.Thread(target=self._run, name="prepare", daemon=True).start()
@@ -89,10 +95,9 @@ class Preparer:
         task = job.task
         if isinstance(task, Chat):
             text = self._chat(task)
-            tokens = self._tokens(text, "messages")
-            thinking = text.rstrip().endswith(THINK)
+            tokens, thinking = self._tokens(text, "messages"), self._thinking(text)
         elif isinstance(task, Complete):
-            tokens, thinking = self._complete(task), False
+            tokens, thinking = self._complete(task), "no"
         else:
             raise TaskNotSupported(f"this model cannot {task.name}")
         if len(tokens) > self._n_ctx - 1:
@@ -103,11 +108,18 @@ class Preparer:
             )
         return self._request(job, task, tokens, thinking)
 
-    def _request(self, job: Job, task: Generate, tokens: list[int], thinking: bool) -> Request:
+    def _thinking(self, prompt: str) -> Thinking:
+        """Whether the answer to `prompt` begins with reasoning."""
+        end = prompt.rstrip()
+        if end.endswith(THINK):
+            return "begun"
+        return "may" if self._thinks and not end.endswith(THOUGHT) else "no"
+
+    def _request(self, job: Job, task: Generate, tokens: list[int], thinking: Thinking) -> Request:
         if not 1 <= task.n <= _MOST_CHOICES:
             raise BadRequest(f"n is {task.n}; it has to be 1 to {_MOST_CHOICES}", param="n")
-        rules = grammar.of(task, self._template.source if self._template else "")
-        ends = not task.ignore_eos or rules is not None
+        form = grammar.of(task, self._dialect, thinking)
+        ends = not task.ignore_eos or form is not None
         request = Request(
             job,
             len(tokens),
@@ -136,9 +148,12 @@ class Preparer:
                     n_ctx=self._n_ctx,
                     prompt=tokens,
                     forbidden=[] if ends else self._vocab.ends,
-                    grammar=rules,
+                    gbnf=form.text if form and form.gbnf else None,
+                    guide=None
+                    if form is None or form.gbnf
+                    else self._guides.guide(form.text, form.param),
                 )
-                stream, reply = TextStream(task.stop), _reply(task, thinking and rules is None)
+                stream, reply = TextStream(task.stop), self._reply(task, form, thinking)
                 request.sequences.append(
                     Sequence(request, index, list(tokens), sampler, stream, reply, limit)
                 )
@@ -147,6 +162,17 @@ class Preparer:
                 sequence.sampler.free()
             raise
         return request
+
+    def _reply(self, task: Generate, form: Form | None, thinking: Thinking) -> Reply:
+        if not isinstance(task, Chat):
+            return PlainReply()
+        known = [] if task.tool_choice == "none" else tools.names(task.tools)
+        several, split = task.parallel_tool_calls, task.reasoning_format != "none"
+        if self._dialect.name == "harmony":
+            return ChannelReply(known, several=several, split=split)
+        # A grammar of the request's own holds from the first token on.
+        begun = thinking == "begun" and not (form and form.param == "grammar")
+        return ChatReply(known, thinking=begun, several=several, split=split)
 
     def _chat(self, task: Chat) -> str:
         """The prompt as text."""
@@ -158,7 +184,7 @@ class Preparer:
         messages = normalise(task.messages)
         functions = [] if task.tool_choice == "none" else task.tools
         tools.names(functions)
-        if "tools" not in template.source:
+        if not dialects.knows_tools(template.source):
             messages, functions = tools.describe(messages, functions), []
         return template.render(messages, functions, task.template_options)
 
@@ -187,8 +213,10 @@ class Preparer:
         return tokens
 
 
-def _reply(task: Generate, thinking: bool) -> Reply:
-    if not isinstance(task, Chat):
-        return PlainReply()
-    known = [] if task.tool_choice == "none" else tools.names(task.tools)
-    return ChatReply(known, thinking=thinking, several=task.parallel_tool_calls)
+def _marks(vocab: Vocab, dialect: dialects.Dialect) -> frozenset[int]:
+    """Tokens that are marks in an answer, though their text is not shown otherwise."""
+    texts = [*calls.MARKS, THINK, THOUGHT]
+    if dialect.name == "harmony":
+        texts += channels.MARKS
+    found = (vocab.tokens(text, special=True) for text in texts)
+    return frozenset(ids[0] for ids in found if len(ids) == 1 and not vocab.is_end(ids[0]))

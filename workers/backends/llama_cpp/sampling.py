@@ -15,12 +15,14 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 
 from uml.protocol.errors import BadRequest
-from uml.protocol.tasks import Sampling
+from uml.protocol.tasks import SAMPLERS, Sampling
+from uml.workers.backends.llama_cpp.guide import Guide
 from uml.workers.backends.llama_cpp.vocab import Vocab
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 #: Steps of mirostat 1's estimate. Source: llama.cpp common/sampling.cpp.
 _MIROSTAT_M = 100
+_INFILL_MOST = 200
 
 
 def check(sampling: Sampling) -> None:
@@ -33,13 +35,25 @@ def check(sampling: Sampling) -> None:
         raise BadRequest("repeat_penalty has to be greater than 0", param="repeat_penalty")
     if sampling.mirostat not in (0, 1, 2):
         raise BadRequest("mirostat has to be 0, 1 or 2", param="mirostat")
+    order = sampling.samplers
+    if unknown := [name for name in order if name not in (*SAMPLERS, "infill")]:
+        raise BadRequest(f"there is no sampler {unknown[0]!r}", param="samplers")
+    if "infill" in order:
+        # It compares every pair of tokens that are left.
+        before = order[: order.index("infill")]
+        if "top_k" not in before or not 0 < sampling.top_k <= _INFILL_MOST:
+            raise BadRequest(
+                f"the infill sampler wants top_k before it, of 1 to {_INFILL_MOST}",
+                param="samplers",
+            )
 
 
 class Sampler:
     """State of one choice's sampling. Free it when the choice ends, on the thread that uses it.
 
     seed: 32 bits. forbidden: tokens that must not come. prompt: what the repetition samplers have
-    seen before the first token. grammar: GBNF or None. Raises: BadRequest.
+    seen before the first token. gbnf: a grammar or None. guide: another keeper of a form, or None.
+    Raises: BadRequest.
     """
 
     def __init__(
@@ -51,7 +65,8 @@ class Sampler:
         n_ctx: int,
         prompt: list[int],
         forbidden: list[int] | None = None,
-        grammar: str | None = None,
+        gbnf: str | None = None,
+        guide: Guide | None = None,
     ) -> None:
         check(sampling)
         self._vocab = vocab
@@ -59,12 +74,13 @@ class Sampler:
         self._grammar: Any = None
         self._candidates: Any = None
         self._bias = _bias(vocab, sampling, forbidden or [])
-        if grammar is not None:
-            self._grammar = _grammar(vocab, grammar)
+        self._guide = guide
+        if gbnf is not None:
+            self._grammar = _grammar(vocab, gbnf)
         #: One argmax does it.
         self.greedy = False
         self._draw: Draw | None = None
-        if grammar is not None or _penalises(sampling):
+        if gbnf is not None or _penalises(sampling):
             self._chain = _chain(vocab, sampling, seed, n_ctx, prompt)
         elif sampling.temperature <= 0:
             self.greedy = True
@@ -77,6 +93,19 @@ class Sampler:
         """The next token, accepted. index: of the row in the batch; row: its logits, changed."""
         if self._bias is not None:
             row[self._bias[0]] += self._bias[1]
+        if self._guide is None:
+            return self._pick(context, index, row)
+        self._guide.apply(row)
+        token = self._pick(context, index, row)
+        self._guide.accept(token)
+        return token
+
+    @property
+    def finished(self) -> bool:
+        """The answer has its whole form: nothing can follow but its end."""
+        return self._guide is not None and self._guide.finished
+
+    def _pick(self, context: Any, index: int, row: Any) -> int:
         if self.greedy:
             return int(row.argmax())
         if self._draw is not None:
@@ -154,19 +183,23 @@ def _array(candidates: Any) -> Any:
 
 def _penalises(s: Sampling) -> bool:
     repeats = s.repeat_penalty != 1 or s.frequency_penalty != 0 or s.presence_penalty != 0
-    return (repeats and s.penalty_last_n != 0) or _dry(s)
+    penalties = "penalties" in s.samplers and repeats and s.penalty_last_n != 0
+    return penalties or ("dry" in s.samplers and _dry(s))
 
 
 def _only_temperature(s: Sampling) -> bool:
-    cuts = (
-        s.top_n_sigma > 0
-        or s.top_k > 0
-        or s.typical_p < 1
-        or s.top_p < 1
-        or s.min_p > 0
-        or s.xtc_probability > 0
-    )
-    return not (cuts or s.mirostat or s.dynatemp_range > 0)
+    on = {
+        "top_n_sigma": s.top_n_sigma > 0,
+        "top_k": s.top_k > 0,
+        "typ_p": s.typical_p < 1,
+        "top_p": s.top_p < 1,
+        "min_p": s.min_p > 0,
+        "xtc": s.xtc_probability > 0,
+        "infill": True,
+        "adaptive_p": s.adaptive_target >= 0,
+    }
+    others = any(on.get(name, False) for name in s.samplers)
+    return not (others or s.mirostat or s.dynatemp_range > 0) and "temperature" in s.samplers
 
 
 def _dry(s: Sampling) -> bool:
@@ -177,66 +210,97 @@ def _chain(vocab: Vocab, s: Sampling, seed: int, n_ctx: int, prompt: list[int]) 
     params = lib.llama_sampler_chain_default_params()
     params.no_perf = True
     chain = lib.llama_sampler_chain_init(params)
-
-    def add(sampler: Any, seen: list[int] | None = None) -> None:
-        for token in seen or []:
-            lib.llama_sampler_accept(sampler, token)
+    cuts = s.temperature > 0 and not s.mirostat
+    for name in s.samplers:
+        if name in ("penalties", "dry") or cuts:
+            for sampler in _samplers(name, vocab, s, seed, n_ctx, prompt):
+                lib.llama_sampler_chain_add(chain, sampler)
+    for sampler in _last(vocab, s, seed):
         lib.llama_sampler_chain_add(chain, sampler)
-
-    last_n = n_ctx if s.penalty_last_n < 0 else s.penalty_last_n
-    if last_n and s.repeat_penalty != 1:
-        # Repetition counts the prompt, OpenAI's two penalties only the answer: two samplers.
-        add(_penalties(vocab, last_n, repeat=s.repeat_penalty), prompt[-last_n:])
-    if last_n and (s.frequency_penalty or s.presence_penalty):
-        add(_penalties(vocab, last_n, frequency=s.frequency_penalty, presence=s.presence_penalty))
-    if _dry(s):
-        look = n_ctx if s.dry_penalty_last_n < 0 else s.dry_penalty_last_n
-        breakers = [b.encode() for b in s.dry_sequence_breakers if b]
-        add(
-            lib.llama_sampler_init_dry(
-                vocab.pointer,
-                s.dry_multiplier,
-                s.dry_base,
-                s.dry_allowed_length,
-                look,
-                (ctypes.c_char_p * len(breakers))(*breakers),
-                len(breakers),
-            ),
-            prompt[-look:],
-        )
-    if s.temperature <= 0:
-        add(lib.llama_sampler_init_greedy())
-    elif s.mirostat == 1:
-        add(lib.llama_sampler_init_temp(s.temperature))
-        add(
-            lib.llama_sampler_init_mirostat(
-                vocab.size, seed, s.mirostat_tau, s.mirostat_eta, _MIROSTAT_M
-            )
-        )
-    elif s.mirostat == 2:
-        add(lib.llama_sampler_init_temp(s.temperature))
-        add(lib.llama_sampler_init_mirostat_v2(seed, s.mirostat_tau, s.mirostat_eta))
-    else:
-        _add_cuts(add, s, seed)
-        add(lib.llama_sampler_init_temp_ext(s.temperature, s.dynatemp_range, s.dynatemp_exponent))
-        add(lib.llama_sampler_init_dist(seed))
     return chain
 
 
-def _add_cuts(add: Any, s: Sampling, seed: int) -> None:
-    """The samplers that leave fewer tokens, those that are on."""
-    if s.top_n_sigma > 0:
-        add(lib.llama_sampler_init_top_n_sigma(s.top_n_sigma))
-    if s.top_k > 0:
-        add(lib.llama_sampler_init_top_k(s.top_k))
-    if s.typical_p < 1:
-        add(lib.llama_sampler_init_typical(s.typical_p, 1))
-    if s.top_p < 1:
-        add(lib.llama_sampler_init_top_p(s.top_p, 1))
-    if s.min_p > 0:
-        add(lib.llama_sampler_init_min_p(s.min_p, 1))
-    if s.xtc_probability > 0:
-        add(lib.llama_sampler_init_xtc(s.xtc_probability, s.xtc_threshold, 1, seed))
+def _samplers(
+    name: str, vocab: Vocab, s: Sampling, seed: int, n_ctx: int, prompt: list[int]
+) -> list[Any]:
+    """What `name` stands for in a chain: nothing when it is off."""
+    keep = max(1, s.min_keep)
+    match name:
+        case "penalties":
+            return _repetition(vocab, s, n_ctx, prompt)
+        case "dry" if _dry(s):
+            return [_dry_sampler(vocab, s, n_ctx, prompt)]
+        case "top_n_sigma" if s.top_n_sigma > 0:
+            return [lib.llama_sampler_init_top_n_sigma(s.top_n_sigma)]
+        case "top_k" if s.top_k > 0:
+            return [lib.llama_sampler_init_top_k(max(s.top_k, s.min_keep))]
+        case "typ_p" if s.typical_p < 1:
+            return [lib.llama_sampler_init_typical(s.typical_p, keep)]
+        case "top_p" if s.top_p < 1:
+            return [lib.llama_sampler_init_top_p(s.top_p, keep)]
+        case "min_p" if s.min_p > 0:
+            return [lib.llama_sampler_init_min_p(s.min_p, keep)]
+        case "xtc" if s.xtc_probability > 0:
+            return [lib.llama_sampler_init_xtc(s.xtc_probability, s.xtc_threshold, keep, seed)]
+        case "infill":
+            return [lib.llama_sampler_init_infill(vocab.pointer)]
+        case "temperature":
+            return [
+                lib.llama_sampler_init_temp_ext(
+                    s.temperature, s.dynatemp_range, s.dynatemp_exponent
+                )
+            ]
+    return []
+
+
+def _last(vocab: Vocab, s: Sampling, seed: int) -> list[Any]:
+    """What chooses the token in the end."""
+    if s.temperature <= 0:
+        return [lib.llama_sampler_init_greedy()]
+    temperature = lib.llama_sampler_init_temp
+    tau, eta = s.mirostat_tau, s.mirostat_eta
+    if s.mirostat == 1:
+        first = lib.llama_sampler_init_mirostat(vocab.size, seed, tau, eta, _MIROSTAT_M)
+        return [temperature(s.temperature), first]
+    if s.mirostat == 2:
+        return [temperature(s.temperature), lib.llama_sampler_init_mirostat_v2(seed, tau, eta)]
+    if s.adaptive_target >= 0 and "adaptive_p" in s.samplers:
+        return [lib.llama_sampler_init_adaptive_p(s.adaptive_target, s.adaptive_decay, seed)]
+    return [lib.llama_sampler_init_dist(seed)]
+
+
+def _repetition(vocab: Vocab, s: Sampling, n_ctx: int, prompt: list[int]) -> list[Any]:
+    """Repetition counts the prompt, OpenAI's two penalties only the answer: two samplers."""
+    last_n = n_ctx if s.penalty_last_n < 0 else s.penalty_last_n
+    found = []
+    if last_n and s.repeat_penalty != 1:
+        sampler = _penalties(vocab, last_n, repeat=s.repeat_penalty)
+        found.append(_having_seen(sampler, prompt[-last_n:]))
+    if last_n and (s.frequency_penalty or s.presence_penalty):
+        frequency, presence = s.frequency_penalty, s.presence_penalty
+        found.append(_penalties(vocab, last_n, frequency=frequency, presence=presence))
+    return found
+
+
+def _dry_sampler(vocab: Vocab, s: Sampling, n_ctx: int, prompt: list[int]) -> Any:
+    look = n_ctx if s.dry_penalty_last_n < 0 else s.dry_penalty_last_n
+    breakers = [b.encode() for b in s.dry_sequence_breakers if b]
+    sampler = lib.llama_sampler_init_dry(
+        vocab.pointer,
+        s.dry_multiplier,
+        s.dry_base,
+        s.dry_allowed_length,
+        look,
+        (ctypes.c_char_p * len(breakers))(*breakers),
+        len(breakers),
+    )
+    return _having_seen(sampler, prompt[-look:])
+
+
+def _having_seen(sampler: Any, tokens: list[int]) -> Any:
+    for token in tokens:
+        lib.llama_sampler_accept(sampler, token)
+    return sampler
 
 
 def _penalties(

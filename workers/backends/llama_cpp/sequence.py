@@ -17,6 +17,9 @@ class Sampler(Protocol):
 
     greedy: bool
 
+    @property
+    def finished(self) -> bool: ...
+
     def pick(self, context: Any, index: int, row: Any) -> int: ...
 
     def free(self) -> None: ...

@@ -1,4 +1,4 @@
-"""Tools in the prompt and as a grammar: pure.
+"""Tools of a request, and in the prompt of a model that knows none: pure.
 
 Templates that know tools get them as they are. For others the tools are described in a system
 message, in the form most models have seen (Hermes), and past calls are written out as text.
@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from uml.protocol.errors import BadRequest
-from uml.workers.backends.llama_cpp.replies import CALL, CALLED, CALLS
+from uml.workers.backends.llama_cpp.dialects import HERMES
 
 _DESCRIPTION = """You may call these functions:
 <tools>
@@ -65,33 +65,6 @@ def describe(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> lis
     return out
 
 
-def call_schema(tools: list[dict[str, Any]], arguments: str) -> dict[str, Any]:
-    """JSON schema of a call of one of `tools`; arguments: the key they go under."""
-    return {
-        "anyOf": [
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"const": tool["function"]["name"]},
-                    arguments: tool["function"].get("parameters") or {"type": "object"},
-                },
-                "required": ["name", arguments],
-                "additionalProperties": False,
-            }
-            for tool in tools
-        ]
-    }
-
-
-def call_form(template: str) -> tuple[str, str, str]:
-    """How a model of this template writes a call: (before, after, key of the arguments)."""
-    if CALL in template or "tools" not in template:
-        return f"{CALL}\n", f"\n{CALLED}", "arguments"
-    if CALLS in template:
-        return f"{CALLS}[", "]", "arguments"
-    return "", "", "parameters"
-
-
 def _plain(message: dict[str, Any]) -> dict[str, Any]:
     if message["role"] == "tool":
         text = f"<tool_response>\n{message['content']}\n</tool_response>"
@@ -99,12 +72,10 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
     calls = message.get("tool_calls")
     if not calls:
         return message
-    written = [
-        f"{CALL}\n{json.dumps(_call(call['function']), ensure_ascii=False)}\n{CALLED}"
-        for call in calls
-    ]
-    return {"role": message["role"], "content": "\n".join([message["content"], *written]).strip()}
+    written = HERMES.between.join(_call(call["function"]) for call in calls)
+    return {"role": message["role"], "content": f"{message['content']}\n{written}".strip()}
 
 
-def _call(function: dict[str, Any]) -> dict[str, Any]:
-    return {"name": function["name"], "arguments": function["arguments"]}
+def _call(function: dict[str, Any]) -> str:
+    arguments = json.dumps(function["arguments"], ensure_ascii=False)
+    return f"{HERMES.head}{function['name']}{HERMES.middle}{arguments}{HERMES.tail}"

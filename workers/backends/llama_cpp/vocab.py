@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -65,6 +66,16 @@ class Vocab:
         if found is None:
             found = self._special[token] = self._piece(token, True)
         return found
+
+    def spellings(self) -> Iterator[tuple[bytes, bool]]:
+        """Every token in order: what `marked` says, and whether it is a control token."""
+        hidden = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        size = 1024
+        buffer = ctypes.create_string_buffer(size)
+        for token in range(self.size):
+            n = lib.llama_token_to_piece(self.pointer, token, buffer, size, 0, True)
+            text = ctypes.string_at(buffer, n) if n >= 0 else self._piece(token, True)
+            yield text, bool(lib.llama_vocab_get_attr(self.pointer, token) & hidden)
 
     def name(self, token: int) -> str:
         """The text of a control token, "" for none (-1)."""
