@@ -144,6 +144,12 @@ class WorkerDied(UmlError):
     code, status, retryable = "worker_died", 502, True
 
 
+class Quarantined(WorkerDied):
+    """Workers died while they had this very request: it is not given another."""
+
+    code, retryable = "quarantined", False
+
+
 class ProtocolError(UmlError):
     """The peer broke the rules of the wire; the connection is unusable."""
 

@@ -51,7 +51,8 @@ class Sink(Protocol):
 
 @dataclass(eq=False)
 class Call:
-    """One request in one worker. delivered: content reached the sink, so it cannot be rerun."""
+    """One request in one worker. delivered: content reached the sink, so it cannot be rerun.
+    lost: it ended with its worker."""
 
     worker: Worker
     sink: Sink | None
@@ -61,6 +62,7 @@ class Call:
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     delivered: bool = False
+    lost: bool = False
     unacknowledged: int = 0
     polling: bool = False
     timer: asyncio.TimerHandle | None = None
@@ -154,6 +156,7 @@ class Calls:
     def on_worker_lost(self, worker: Worker, error: UmlError) -> None:
         """All calls of a worker that is gone end with `error`."""
         for call in [c for c in self._calls.values() if c.worker is worker]:
+            call.lost = True
             self.on_error(call.id, error)
 
     def cancel(self, call: Call) -> None:

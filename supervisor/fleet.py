@@ -102,6 +102,7 @@ class Fleet:
         worker.keep_alive_s, worker.used_at = waiter.need.keep_alive_s, now
         if waiter.wants_slot:
             worker.busy.add(waiter.request)
+            worker.alone = waiter.request if waiter.alone else None
             self._running[waiter.request] = worker
         else:
             self.idle_clock(worker)
@@ -113,6 +114,8 @@ class Fleet:
         if worker is None:
             return None
         worker.busy.discard(request)
+        if worker.alone == request:
+            worker.alone = None
         worker.used_at = now
         if worker.state is State.DRAINING and not worker.busy:
             self.kill(worker, worker.reason)

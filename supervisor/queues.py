@@ -46,7 +46,7 @@ class Queues:
         return len(self._model_of)
 
     def join(self, waiter: Waiter, things: Iterable[str]) -> Line:
-        """`waiter` stands at the end of its model's line."""
+        """`waiter` takes its place in its model's line, which is by time of arrival."""
         need = waiter.need
         line = self.lines.get(need.model)
         if line is None:
@@ -56,7 +56,10 @@ class Queues:
         for thing in set(things) - line.things:
             line.things.add(thing)
             self._on.setdefault(thing, {})[need.model] = None
+        last = next(reversed(line.waiters.values()), waiter)
         line.waiters[waiter.request] = waiter
+        if waiter.since < last.since:
+            line.waiters = dict(sorted(line.waiters.items(), key=lambda item: item[1].since))
         line.urgent += waiter.urgent
         self._model_of[waiter.request] = need.model
         return line

@@ -81,13 +81,23 @@ class Scheduler:
     # --- requests --------------------------------------------------------------------------
 
     def on_request(
-        self, request: int, need: Need, now: float, *, wants_slot: bool = True, urgent: bool = False
+        self,
+        request: int,
+        need: Need,
+        now: float,
+        *,
+        wants_slot: bool = True,
+        urgent: bool = False,
+        rerun_since: float | None = None,
     ) -> list[Action]:
         """Somebody wants `need.model`. urgent: a person's own load or swap: it does not wait for
-        newer work of other models, and a model that backs off is tried at once."""
+        newer work of other models, and a model that backs off is tried at once. rerun_since: it
+        came then, and the worker it ran in died, perhaps of it: it keeps its place, and runs with
+        no other beside it."""
         if self._closing:
             return [Refuse(request, ShuttingDown("the supervisor is shutting down"))]
-        if len(self._queues) >= self.limits.queue:
+        rerun, since = rerun_since is not None, now if rerun_since is None else rerun_since
+        if len(self._queues) >= self.limits.queue and not rerun:
             return [
                 Refuse(
                     request,
@@ -104,7 +114,8 @@ class Scheduler:
         if urgent:
             self.breaker.forget(need.model)
         self._queues.join(
-            Waiter(request, need, now, wants_slot, urgent), self._admission.wants(need)
+            Waiter(request, need, since, wants_slot, urgent, alone=rerun),
+            self._admission.wants(need),
         )
         self._serve(need.model, now)
         self._models.add(need.model)
@@ -156,9 +167,10 @@ class Scheduler:
         if worker is None or worker.state is State.KILLING:
             return []
         loading, line = worker.state in COMING, self._queues.lines.get(worker.model or "")
+        guilty = worker.alone is not None  # the request, not the model
         self._fleet.kill(worker, error.message)
         if worker.model:
-            if not (loading and died and self._spare(worker.model, error, now)):
+            if not guilty and not (loading and died and self._spare(worker.model, error, now)):
                 self.breaker.failed(worker.model, error, now)
             if line is not None and loading and not died:
                 self._turn_away(line, error, now)
@@ -258,7 +270,7 @@ class Scheduler:
                 self._queues.leave(waiter.request)
                 self._out.append(Refuse(waiter.request, self._admission.no_room(waiter.need)))
                 continue
-            if waiter.wants_slot and len(worker.busy) >= worker.slots:
+            if waiter.wants_slot and not worker.takes(waiter):
                 return
             self._queues.leave(waiter.request)
             self._fleet.grant(worker, waiter, now)

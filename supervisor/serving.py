@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from uml.protocol import messages
-from uml.protocol.errors import TaskNotSupported, UmlError, WorkerDied
+from uml.protocol.errors import Quarantined, Stalled, TaskNotSupported, UmlError, WorkerDied
 from uml.protocol.tasks import Generate, Task
 from uml.supervisor.calls import Calls, Sink
 from uml.supervisor.states import State
@@ -67,7 +67,8 @@ class Serving:
     ) -> messages.Done:
         """Do `task` on `model`, loading it if need be; output goes into `sink`.
 
-        A request whose worker dies before any content was delivered is run again. Cancelling this
+        A request whose worker dies before any content was delivered is run again, and then alone:
+        if the worker died of it, it takes nobody along, and is not given a third. Cancelling this
         coroutine cancels the request in the worker. Raises: UmlError.
         """
         if model.facts and task.name not in model.facts.tasks:
@@ -77,10 +78,15 @@ class Serving:
             # Fixed here, so that a rerun gives the same answer.
             seeded = dataclasses.replace(task.sampling, seed=random.getrandbits(31))
             task = dataclasses.replace(task, sampling=seeded)
-        deaths = 0
+        came_at, deaths = self._pool.now(), 0
         while True:
             request, worker = await self.acquire(
-                model, keep_alive_s, options, tell=sink.waiting, wants_slot=True
+                model,
+                keep_alive_s,
+                options,
+                tell=sink.waiting,
+                wants_slot=True,
+                rerun_since=came_at if deaths else None,
             )
             if self.leaves(worker):  # it died between the grant and now
                 self._finished(request)
@@ -91,10 +97,13 @@ class Serving:
             except asyncio.CancelledError:
                 self.calls.cancel(call)
                 raise
-            except WorkerDied as e:
+            except (WorkerDied, Stalled) as e:
                 deaths += 1
-                if (call.delivered and not sink.restart()) or deaths >= _DEATHS:
+                if not call.lost or (call.delivered and not sink.restart()):
                     raise
+                if deaths >= _DEATHS:
+                    self._pool.events.emit("request.quarantined", "error", model=model.id)
+                    raise _quarantined(model, e) from e
                 self._pool.events.emit("request.rerun", "warning", model=model.id, cause=e.message)
 
     async def acquire(
@@ -106,8 +115,10 @@ class Serving:
         tell: Callable[[str, float | None, int], None],
         wants_slot: bool,
         urgent: bool = False,
+        rerun_since: float | None = None,
     ) -> tuple[int, Worker]:
-        """Wait until a worker may serve; (request number, worker). Raises: UmlError."""
+        """Wait until a worker may serve; (request number, worker). The last three: see
+        `Scheduler.on_request`. Raises: UmlError."""
         pool = self._pool
         serving = pool.scheduler.worker_of(model.id)
         if serving and serving.need and serving.state is State.READY:
@@ -124,7 +135,12 @@ class Serving:
         try:
             pool.feed(
                 pool.scheduler.on_request(
-                    request, need, pool.now(), wants_slot=wants_slot, urgent=urgent
+                    request,
+                    need,
+                    pool.now(),
+                    wants_slot=wants_slot,
+                    urgent=urgent,
+                    rerun_since=rerun_since,
                 )
             )
             if not waiting.granted.done():
@@ -171,3 +187,11 @@ class Serving:
         for position, request in line[-1:] if last else line:
             if waiting := self._waiting.get(request):
                 waiting.tell(word, vital.fraction if vital else None, position)
+
+
+def _quarantined(model: Model, last: WorkerDied | Stalled) -> UmlError:
+    return Quarantined(
+        f"two workers of {model.id} ended while they had this request, the second one this request "
+        f"alone, so it is not given a third; the last: {last.message}",
+        detail=last.detail,
+    )

@@ -116,9 +116,9 @@ class Limits:
 @dataclass
 class WorkerState:
     """A worker as the scheduler sees it. leased: it has its model's lease, not only a process's.
-    claimed_by: the model that waits for its room. `final`: its draining cannot be undone.
-    load_at, ready_at, used_at: when its load began and ended, and a request last did. idle_timer:
-    when its idleness will be looked at."""
+    alone: the request that has it to itself. claimed_by: the model that waits for its room.
+    `final`: its draining cannot be undone. load_at, ready_at, used_at: when its load began and
+    ended, and a request last did. idle_timer: when its idleness will be looked at."""
 
     id: str
     backend: str
@@ -127,6 +127,7 @@ class WorkerState:
     leased: bool = False
     slots: int = 0
     busy: set[int] = field(default_factory=set)
+    alone: int | None = None
     load_at: float = 0.0
     ready_at: float = 0.0
     used_at: float = 0.0
@@ -140,6 +141,12 @@ class WorkerState:
     def model(self) -> str | None:
         return self.need.model if self.need else None
 
+    def takes(self, waiter: Waiter) -> bool:
+        """Whether there is room for one more request."""
+        if waiter.alone:
+            return not self.busy
+        return self.alone is None and len(self.busy) < self.slots
+
     def until(self) -> float | None:
         """When idleness ends it, on the scheduler's clock; None = not by time."""
         if self.state is not State.READY or self.busy or self.keep_alive_s < 0:
@@ -150,11 +157,13 @@ class WorkerState:
 @dataclass
 class Waiter:
     """A request that waits. wants_slot: False for a mere load. urgent: see `on_request`.
-    deaths: processes that died while they loaded the model for it."""
+    alone: it runs with no other beside it. deaths: processes that died while they loaded the model
+    for it."""
 
     request: int
     need: Need
     since: float
     wants_slot: bool = True
     urgent: bool = False
+    alone: bool = False
     deaths: int = 0

@@ -104,16 +104,16 @@ class Watch:
             if vital.hello_at and now - worker.heard_at > overdue and still > overdue:
                 pool.failed(
                     state.id,
-                    WorkerDied(f"the worker of {name} gave no sign of life for {overdue:.0f} s"),
+                    WorkerDied(f"the worker of {name} gave no sign of life for {overdue:g} s"),
                     died=True,
                 )
             elif state.state in (State.STARTING, State.LOADING) and still > stall:
                 stage = vital.stage or "its start"
                 pool.failed(
-                    state.id, LoadFailed(f"loading {name} got nowhere for {stall:.0f} s at {stage}")
+                    state.id, LoadFailed(f"loading {name} got nowhere for {stall:g} s at {stage}")
                 )
             elif state.busy and still > stall:
-                pool.failed(state.id, Stalled(f"{name} produced nothing for {stall:.0f} s"))
+                pool.failed(state.id, Stalled(f"{name} produced nothing for {stall:g} s"))
             elif state.state is State.LOADING and state.need:
                 self._within_lease(state.id, name, state.need.bytes)
 

@@ -38,6 +38,9 @@ def error_response(error: UmlError) -> web.Response:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     elif error.status in (429, 503):
         headers["Retry-After"] = "1"
+    if error.status >= 500 and not error.retryable:
+        # Or OpenAI's clients ask twice more. Source: openai-python, _should_retry.
+        headers["X-Should-Retry"] = "false"
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return web.json_response(error.to_openai(), status=error.status, headers=headers)

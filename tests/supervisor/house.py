@@ -93,7 +93,9 @@ class House:
         return reader
 
     def worker(self, model: str) -> dict[str, Any]:
-        return next(w for w in self.pool.status()["workers"] if w["model"] == model)
+        """Its worker's status; between two workers there may be none."""
+        none = {"state": "gone", "busy": 0, "pid": 0}
+        return next((w for w in self.pool.status()["workers"] if w["model"] == model), none)
 
 
 @contextlib.asynccontextmanager

@@ -450,3 +450,49 @@ def test_plan_says_who_would_go_and_changes_nothing() -> None:
     assert world.state("a") is State.READY and world.killed == []
     fits, victims, why = world.scheduler.plan(need("huge", 5000 * MB))
     assert not fits and not victims and "does not fit" in why
+
+
+def test_request_that_runs_again_keeps_its_place_and_runs_alone() -> None:
+    world = World()
+    first = world.bring(need("a"), 1, slots=4)
+    world.ask(2, need("a"))
+    world.do(world.scheduler.on_failed(first, WorkerDied("died"), 1.0, died=True))
+    world.finish(1)
+    world.finish(2)
+    world.clock = 2.0
+    world.ask(3, need("a"))
+    world.ask(4, need("a"), rerun_since=0.0)
+    world.ask(5, need("a"), rerun_since=0.5)
+    assert world.scheduler.line("a") == [4, 5, 3]
+    world.gone(first)
+    second = world.id_of("a")
+    world.hello(second)
+    world.ready(second, slots=4)
+    assert world.granted.keys() == {1, 2, 4}
+    world.finish(4)
+    assert world.granted.keys() == {1, 2, 4, 5}
+    world.finish(5)
+    world.ask(6, need("a"))
+    assert world.granted.keys() == {1, 2, 4, 5, 3, 6}
+
+
+def test_full_queue_takes_back_what_ran_before() -> None:
+    world = World(queue=1)
+    world.bring(need("a"), 1, slots=1)
+    world.ask(2, need("a"))
+    world.ask(3, need("a"))
+    world.ask(4, need("a"), rerun_since=0.0)
+    assert world.refused.keys() == {3} and world.scheduler.line("a") == [2, 4]
+
+
+def test_death_of_a_worker_that_had_one_suspect_is_not_held_against_the_model() -> None:
+    world = World()
+    for request in range(5):
+        world.ask(request, need("a"), rerun_since=0.0)
+        worker = world.id_of("a")
+        world.hello(worker)
+        world.ready(worker)
+        world.do(world.scheduler.on_failed(worker, WorkerDied("died"), world.clock, died=True))
+        world.finish(request)
+        world.gone(worker)
+    assert not world.refused and world.scheduler.breaker.failing(world.clock) == {}

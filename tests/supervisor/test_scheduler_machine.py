@@ -65,11 +65,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         if found := self.pick(State.LOADING):
             self.world.ready(data.draw(st.sampled_from(found)))
 
-    @rule(data=st.data(), died=st.booleans())
-    def die(self, data: st.DataObject, died: bool) -> None:
+    @rule(data=st.data(), died=st.booleans(), again=st.booleans())
+    def die(self, data: st.DataObject, died: bool, again: bool) -> None:
         if found := self.pick(*(s for s in State if s is not State.KILLING)):
             worker = data.draw(st.sampled_from(found))
             busy = set(self.world.scheduler.workers[worker].busy)
+            model = self.world.scheduler.workers[worker].need
             error = WorkerDied("died")
             now = self.world.clock
             self.world.do(self.world.scheduler.on_failed(worker, error, now, died=died))
@@ -77,6 +78,10 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.open.discard(request)
                 self.left.add(request)
                 self.world.finish(request)
+                if again:
+                    self.requests += 1
+                    self.open.add(self.requests)
+                    self.world.ask(self.requests, model, rerun_since=max(0.0, now - 3.0))
 
     @rule(data=st.data(), residue=st.sampled_from([0, 0, 0, 100 * MB]))
     def gone(self, data: st.DataObject, residue: int) -> None:
@@ -128,6 +133,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def every_worker_has_a_lease(self) -> None:
         for worker in self.world.scheduler.workers:
             assert worker in self.world.scheduler.budget.leases
+
+    @invariant()
+    def a_suspect_has_its_worker_to_itself(self) -> None:
+        for worker in self.world.scheduler.workers.values():
+            assert worker.alone is None or worker.busy == {worker.alone}
 
     @invariant()
     def no_model_has_two_workers(self) -> None:

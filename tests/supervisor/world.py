@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from uml.protocol.errors import UmlError
 from uml.supervisor import states
 from uml.supervisor.budget import Budget, DeviceMemory
@@ -71,7 +73,7 @@ class World:
 
     # --- events ---
 
-    def ask(self, request: int, wanted: Need, **kind: bool) -> None:
+    def ask(self, request: int, wanted: Need, **kind: Any) -> None:
         self.measure()
         self.do(self.scheduler.on_request(request, wanted, self.clock, **kind))
 
