@@ -14,8 +14,8 @@ fast: ## without the heavy backends
 serve:
 	./run.py serve
 
-bench:
-	./run.py test tests/benchmarks
+bench: ## BENCH="--llama-server PATH --only swap": what to measure, and beside what
+	./run.py test --bench $(BENCH)
 
 $(TOOLS)/ruff: setup.cfg
 	$(PYTHON) -m venv .venv

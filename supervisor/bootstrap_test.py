@@ -16,9 +16,11 @@ from uml.supervisor.progress import Progress
 from uml.supervisor.pull import pull
 
 USAGE = """usage: ./run.py test [--fast] [pytest arguments]
+       ./run.py test --bench [arguments of the benchmarks; --help lists them]
 
 Sets up what the tests need (an environment, the llama_cpp backend, three real models; all kept
-for the next time) and runs them. --fast leaves out the backend, the models and their tests.
+for the next time) and runs them. --fast leaves out the backend, the models and their tests;
+--bench measures speed instead of testing.
 Example: ./run.py test --fast -k scheduler
 """
 #: Real models the tests use: file name -> where it comes from. The first one is enough to prove
@@ -31,12 +33,12 @@ MODELS = {
 
 
 def test(argv: list[str]) -> int:
-    """Returns pytest's exit code, or 1 when the set-up fails."""
+    """Returns the exit code of pytest, or of the benchmarks; 1 when the set-up fails."""
     if argv[:1] in (["--help"], ["-h"]):
         print(USAGE, end="")
         return 0
-    fast = "--fast" in argv
-    argv = [a for a in argv if a != "--fast"]
+    fast, bench = "--fast" in argv, "--bench" in argv
+    argv = [a for a in argv if a not in ("--fast", "--bench")]
     environ = dict(os.environ)
     if fast:
         argv = ["-m", "not llama", *argv]
@@ -46,7 +48,7 @@ def test(argv: list[str]) -> int:
         except UmlError as e:
             print(f"setting up the tests: {e.message}", file=sys.stderr)
             return 1
-    command = [sys.executable, "-m", "pytest", *argv]
+    command = [sys.executable, "-m", "tests.benchmarks" if bench else "pytest", *argv]
     return subprocess.run(
         command, cwd=CHECKOUT, env=environ, stdin=subprocess.DEVNULL, check=False
     ).returncode

@@ -255,6 +255,14 @@ class Registry:
         value = self._records.measured(model_id, "footprint")
         return None if value is None else dict(value)
 
+    def record_bench(self, model_id: str, figures: Mapping[str, Any]) -> None:
+        self._records.measure(model_id, "bench", dict(figures))
+
+    def bench(self, model_id: str) -> dict[str, Any] | None:
+        """What `uml bench` found last: `streams` (by number), `load`, `swap`, `at`."""
+        value = self._records.measured(model_id, "bench")
+        return None if value is None else dict(value)
+
 
 def _with_template(facts: ModelFacts) -> ModelFacts:
     """A template from the configuration lets a model chat that brings none."""

@@ -119,6 +119,7 @@ def _describe(name: str) -> dict[str, Any]:
             "paths": list(model.file.paths),
             "load_s": registry.load_seconds(model.id),
             "footprint": registry.footprint(model.id),
+            "bench": registry.bench(model.id),
         }
         spec = load_specs(config.home).get(model.backend or "")
     if model.facts and spec:
@@ -190,7 +191,28 @@ def _lines(found: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:
     add("options", ", ".join(f"{k}={v}" for k, v in (found.get("options") or {}).items()))
     add("state", found.get("state"))
     add("last load", words.seconds(found["load_s"]) if found.get("load_s") else None)
-    return lines + _memory(found)
+    return [*lines, *_memory(found), *_speed(found.get("bench") or {})]
+
+
+def _speed(bench: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:
+    """What `uml bench` found last."""
+    if not bench:
+        return []
+    lines = [
+        f"{count} streams {f['tokens_per_s']:.1f} tok/s, "
+        f"first token {words.seconds(f['first_p50_s'])}"
+        for count, f in bench["streams"].items()
+    ]
+    load, swap = bench.get("load") or {}, bench.get("swap")
+    if load:
+        lines.append(
+            f"load to first token {words.seconds(load.get('first_s'))}, "
+            f"release {words.seconds(load.get('release_s'))}"
+        )
+    if swap:
+        lines.append(f"swap with {swap['with']} {words.seconds(swap['first_s'])}")
+    lines.append(time.strftime("measured %Y-%m-%d %H:%M", time.localtime(bench.get("at"))))
+    return [("speed", "\n".join(lines))]
 
 
 def _memory(found: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:

@@ -1,0 +1,73 @@
+"""Measures uml beside llama-server and beside a bare loop; `./run.py test --bench` runs it.
+
+    ./run.py test --bench --llama-server PATH        everything (about 40 minutes, quiet machine)
+    ./run.py test --bench --only swap,thrash --rounds 5
+    ./run.py test --bench --write-docs               the tables of docs/benchmarks.md
+
+Every measurement is appended to the results at once, so that sections and rounds may be measured
+in different windows. Of a section only what the newest commit found is written up. Not a test: it
+judges nothing, and the machine should have nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import types
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if "uml" not in sys.modules:
+    _uml = types.ModuleType("uml")
+    _uml.__path__ = [str(ROOT)]
+    sys.modules["uml"] = _uml
+    sys.path.insert(0, str(ROOT))
+
+from tests.benchmarks import chats, gateway, generation, report, swaps  # noqa: E402
+from tests.benchmarks.bench_run import Run, Section  # noqa: E402
+from uml.supervisor.paths import cache_dir  # noqa: E402
+
+SECTIONS: dict[str, Section] = {
+    "streams": generation.streams,
+    "crowd": generation.crowd,
+    "long-prompt": generation.long_prompt,
+    "chats": chats.chats,
+    "swap": swaps.swap,
+    "thrash": swaps.thrash,
+    "gateway": gateway.gateway,
+    "memory": gateway.memory,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="./run.py test --bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", metavar="SECTION,...", default=",".join(SECTIONS))
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--llama-server", type=Path, metavar="PATH")
+    parser.add_argument(
+        "--results", type=Path, default=cache_dir() / "benchmarks.jsonl", metavar="FILE"
+    )
+    parser.add_argument("--write-docs", action="store_true", help="write up the results, and end")
+    args = parser.parse_args()
+    if args.write_docs:
+        report.write(args.results, ROOT / "docs")
+        return 0
+    chosen = args.only.split(",")
+    if unknown := set(chosen) - SECTIONS.keys():
+        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    run = Run(args.rounds, args.llama_server, args.results, args.tokens)
+    for name in chosen:
+        run.section = name
+        asyncio.run(SECTIONS[name](run))
+    print(f"\n{report.table(args.results, chosen)}\nkept in {args.results}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Tokens per second, first tokens and gaps: at 1, 4, 8 streams, in a crowd of 32, and with a long
+prompt that arrives in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+from tests.benchmarks.bench_run import Run
+from tests.benchmarks.servers import Bare, as_server, llama_server, ours, single
+from uml.supervisor import bench
+from uml.supervisor.bench import Figures, Server
+
+#: Running streams, and words of the prompt that comes in between (1,500 tokens).
+_RUNNING, _LONG = 4, 1180
+
+
+async def streams(run: Run) -> None:
+    """One wave of 1, 4 and 8 clients."""
+    await _waves(run, (1, 4, 8), slots=(8,))
+
+
+async def crowd(run: Run) -> None:
+    """32 clients at once; llama-server with 8 slots and with 32."""
+    await _waves(run, (32,), slots=(8, 32))
+
+
+async def _waves(run: Run, counts: Sequence[int], slots: Sequence[int]) -> None:
+    with _servers(run, slots) as servers:
+        async with bench.client() as session:
+            await bench.warm_up(session, servers)
+            # What is not of the template's head has to be computed, by the bare loop too.
+            seen = await bench.stream(session, servers[0], 4)
+
+            def wave(server: Server, count: int) -> Callable[[], Awaitable[Figures]]:
+                return lambda: bench.load_streams(session, server, count, count, run.tokens)
+
+            with Bare(max(counts)) as bare:
+
+                def bare_wave(count: int) -> Callable[[], Awaitable[Figures]]:
+                    shape = (count, run.tokens, seen.prompt_tokens, seen.cached_tokens)
+                    return lambda: asyncio.to_thread(bare.load, *shape)
+
+                for number in range(run.rounds):
+                    for count in counts:
+                        asks = [(s.name, wave(s, count)) for s in servers]
+                        asks.append(("bare loop", bare_wave(count)))
+                        for name, ask in bench.in_turn(asks, number):
+                            await run.measure(f"{count} streams", name, number, ask())
+
+
+@contextlib.contextmanager
+def _servers(run: Run, slots: Sequence[int], context: int = 1024) -> Iterator[list[Server]]:
+    """Ours, and a llama-server for each number of slots, of `context` tokens each."""
+    with contextlib.ExitStack() as stack:
+        found = [as_server(stack.enter_context(ours()))]
+        for count in slots if run.llama_server else ():
+            name = f"llama-server -np {count}"
+            argv = single(count, context if count <= 8 else context // 2)
+            there = llama_server(run.llama_server, name, argv)
+            found.append(stack.enter_context(there)[0])
+        yield found
+
+
+async def long_prompt(run: Run) -> None:
+    """Four running streams, and a prompt of 1,500 tokens that arrives when each has said
+    something: the gaps of the four, and the first token of the long one."""
+    with _servers(run, (8,), context=2048) as servers:
+        async with bench.client() as session:
+            await bench.warm_up(session, servers)
+
+            async def disturbed(server: Server) -> Figures:
+                heard: set[int] = set()
+                all_talk = asyncio.Event()
+
+                def note(number: int) -> Callable[[str], None]:
+                    def hear(text: str) -> None:
+                        heard.add(number)
+                        if len(heard) == _RUNNING:
+                            all_talk.set()
+
+                    return hear
+
+                running = [
+                    asyncio.ensure_future(bench.stream(session, server, run.tokens, heard=note(i)))
+                    for i in range(_RUNNING)
+                ]
+                await all_talk.wait()
+                long = await bench.stream(session, server, 8, _LONG)
+                done = [long, *[await r for r in running]]
+                lost = [d.error for d in done if d.error]
+                return {
+                    **bench.delays(done[1:]),
+                    "long_prompt_tokens": float(long.prompt_tokens),
+                    "long_first_s": long.first_s,
+                    "lost": float(len(lost)),
+                }
+
+            for number in range(run.rounds):
+                for server in bench.in_turn(servers, number):
+                    await run.measure("1,500 tokens", server.name, number, disturbed(server))
