@@ -12,7 +12,7 @@ from uml.supervisor.estimates.sums import spell, whole
 _MAX_DEFAULT_CONTEXT = 4096
 #: An embedding model with a vocabulary's width of output computes that for every token at once.
 _MAX_DEFAULT_WIDE = 1024
-_DEFAULT_SLOTS = 16
+_DEFAULT_SLOTS = 32
 _EMBEDDING_SLOTS = 32
 _BATCH = 512
 _PAD = 256

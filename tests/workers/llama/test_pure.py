@@ -164,7 +164,7 @@ def test_shelf_replaces_a_conversation_by_its_continuation() -> None:
 
 def test_options_have_defaults_that_follow_the_context() -> None:
     read = options.read({}, trained=8192)
-    assert (read.n_ctx, read.slots, read.kv_cells, read.n_batch) == (4096, 16, 16384, 512)
+    assert (read.n_ctx, read.slots, read.kv_cells, read.n_batch) == (4096, 32, 16384, 512)
     assert options.read({"slots": 1}, trained=1000).kv_cells == 1024
     assert options.read({"n_ctx": 9000}, trained=8192).n_ctx == 8192
 

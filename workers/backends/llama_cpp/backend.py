@@ -98,7 +98,6 @@ class LlamaCpp(Backend):
         options, vocab = loaded.options, loaded.vocab
         slots = make_slots(loaded.model, loaded.context, options)
         engine = Engine(
-            loaded.context,
             vocab,
             slots,
             self.outbox,
@@ -125,7 +124,7 @@ class LlamaCpp(Backend):
 
         options = loaded.options
         engine = EmbedEngine(
-            loaded.context,
+            loaded.context.handle,
             loaded.vocab,
             self.outbox,
             options.n_ctx,

@@ -89,3 +89,34 @@ class Cells:
                             break
                 return
             start += span.length
+
+
+class Columns:
+    """Cells of a cache in which each of `sequences` has `column` cells of its own. The same
+    questions as `Cells` answers, but nothing is ever shared."""
+
+    def __init__(self, column: int, sequences: int) -> None:
+        self.total, self.used = column * sequences, 0
+        self.column = column
+        self._lengths = [0] * sequences
+
+    @property
+    def free(self) -> int:
+        return self.total - self.used
+
+    def length(self, sequence: int) -> int:
+        return self._lengths[sequence]
+
+    def append(self, sequence: int, count: int) -> None:
+        self._lengths[sequence] += count
+        self.used += count
+
+    def truncate(self, sequence: int, count: int) -> None:
+        """Keep the first `count` cells."""
+        gone = max(0, self._lengths[sequence] - count)
+        self._lengths[sequence] -= gone
+        self.used -= gone
+
+    def clear(self) -> None:
+        self.used = 0
+        self._lengths = [0] * len(self._lengths)

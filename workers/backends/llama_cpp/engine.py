@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from itertools import groupby, islice
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
@@ -23,6 +24,7 @@ from uml.protocol.errors import InternalError, UmlError
 from uml.workers.backends.llama_cpp.answer import choose, close
 from uml.workers.backends.llama_cpp.batch import Batch
 from uml.workers.backends.llama_cpp.draft import Gain
+from uml.workers.backends.llama_cpp.layout import SETTLED_S, Need
 from uml.workers.backends.llama_cpp.plan import Pace, share
 from uml.workers.backends.llama_cpp.sequence import Request, Sequence
 from uml.workers.backends.llama_cpp.slots import Match, Slots
@@ -35,6 +37,8 @@ _WORTH_WAITING = 32
 _GROWTH = 16
 #: Sequence, its first row of results, and the tokens guessed to follow its last one.
 Output = tuple[Sequence, int, list[int]]
+#: Views of the library's results that are kept: more than there are counts of rows.
+_MOST_VIEWS = 256
 #: How often readers that hold everything up are asked whether they took something, in seconds.
 _BLOCKED_S = 0.005
 
@@ -45,7 +49,6 @@ class Engine:
 
     def __init__(
         self,
-        context: Any,
         vocab: Vocab,
         slots: Slots,
         outbox: Outbox,
@@ -54,7 +57,7 @@ class Engine:
         *,
         speculate: bool = True,
     ) -> None:
-        self._context, self._vocab, self._slots, self._outbox = context, vocab, slots, outbox
+        self._vocab, self._slots, self._outbox = vocab, slots, outbox
         self._pace, self._gain, self._batch = pace, Gain(), Batch(n_batch)
         self._speculate = speculate
         self._wake = threading.Condition()
@@ -63,6 +66,7 @@ class Engine:
         self._queue: deque[Sequence] = deque()
         self._live: list[Sequence] = []  # oldest first
         self._order = self._ends = 0
+        self._moved_at = 0.0
         self._rows: dict[tuple[int, int], Any] = {}
         self.steps = 0
 
@@ -105,6 +109,7 @@ class Engine:
         self._collect()
         if self._cancels:
             self._drop_cancelled()
+        self._arrange()
         self._admit()
         parts, outputs = self._fill()
         if not parts:
@@ -114,7 +119,7 @@ class Engine:
                         self._wake.wait(_BLOCKED_S)
             return
         begin = time.monotonic()
-        status = lib.llama_decode(self._context, self._batch.c)
+        status = lib.llama_decode(self._slots.context.handle, self._batch.c)
         if status:
             self._refused(status)
             return
@@ -156,6 +161,29 @@ class Engine:
             request = sequence.request
             if request.job.cancelled and not sequence.ended:
                 self._end(sequence, "cancelled")
+
+    def _arrange(self) -> None:
+        """Lay the cells out so that all who compute have room for a step, and who waits too as
+        far as there are slots. When they cannot all be moved the youngest gives its cells back,
+        but only for who computes already."""
+        context, slots = self._slots.context, self._slots
+        now = time.monotonic()
+        free = context.layouts.pool.sequences - len(self._live)
+        needs = [Need(len(s.tokens), s.limit) for s in self._live]
+        waiting = [Need(len(s.tokens), s.limit) for s in islice(self._queue, free)]
+        settled = now - self._moved_at > SETTLED_S
+        layout = context.layouts.choose(context.layout, needs + waiting, settled=settled)
+        if layout == context.layout:
+            return
+        if not slots.movable():
+            layout = context.layouts.choose(context.layout, needs, settled=False)
+            if layout == context.layout:
+                return
+            while not slots.movable():
+                self._preempt()
+        slots.move(layout)
+        self._rows.clear()
+        self._moved_at = now
 
     def _admit(self) -> None:
         """Let in from the queue, in order, whoever finds a slot and cells. Those who share the
@@ -203,6 +231,8 @@ class Engine:
         return False
 
     def _has_room(self, sequence: Sequence, match: Match) -> bool:
+        if self._slots.divided:
+            return len(sequence.tokens) <= self._slots.context.layout.column
         need = len(sequence.tokens) + _GROWTH * len(self._live)
         keep = match.slot if match.slot and match.slot.idle else None
         if match.parked:
@@ -242,37 +272,42 @@ class Engine:
             if budget >= 0 and (ready or budget or not prompts):
                 break
             self._preempt()
-        batch = self._batch
-        batch.clear()
         guesses = {} if prompts else self._guess(ready)
-        plain = [s for s in ready if s not in guesses]
-        parts = [(s, 1) for s in plain]
-        outputs: list[Output] = [(s, i, []) for i, s in enumerate(plain)]
-        if plain:
-            batch.singles(
-                [s.tokens[-1] for s in plain],
-                [s.past for s in plain],
-                [s.slot or 0 for s in plain],
-            )
-        for s, guess in guesses.items():
-            outputs.append((s, batch.count, guess))
-            parts.append((s, 1 + len(guess)))
-            batch.run([s.tokens[-1], *guess], s.past, s.slot or 0, output=True, every=True)
-        for s, count in zip(prompts, share(budget, waiting), strict=True):
-            if count:
+        counts = dict(zip(prompts, share(budget, waiting), strict=True))
+        taking = [s for s in prompts if counts[s]]
+        order = [*ready, *taking]
+        if self._slots.divided:
+            # Only rows in the order of their columns are computed together.
+            order.sort(key=_slot)
+        batch, parts, outputs = self._batch, list[tuple[Sequence, int]](), list[Output]()
+        batch.clear()
+        for single, group in groupby(order, lambda s: s.pending == 1 and s not in guesses):
+            members = list(group)
+            if single:
+                outputs += [(s, batch.count + i, []) for i, s in enumerate(members)]
+                parts += [(s, 1) for s in members]
+                batch.singles(
+                    [s.tokens[-1] for s in members],
+                    [s.past for s in members],
+                    [s.slot or 0 for s in members],
+                )
+                continue
+            for s in members:
+                guess = guesses.get(s, [])
+                count = counts.get(s, 1)
+                tokens = s.tokens[s.past : s.past + count] + guess
                 whole = count == s.pending
-                batch.run(s.tokens[s.past : s.past + count], s.past, s.slot or 0, output=whole)
-                parts.append((s, count))
                 if whole:
-                    outputs.append((s, batch.count - 1, []))
+                    outputs.append((s, batch.count + count - 1, guess))
+                batch.run(tokens, s.past, s.slot or 0, output=whole, every=bool(guess))
+                parts.append((s, len(tokens)))
         return parts, outputs
 
     def _guess(self, ready: list[Sequence]) -> dict[Sequence, list[int]]:
         """Tokens worth checking, of those answers where guessing pays."""
         if not self._speculate or not self._slots.cuttable:
             return {}
-        # A row of results for each slot is all there is.
-        spare = min(len(self._slots.slots), self._slots.cells.free) - len(ready)
+        spare = self._spare(ready)
         if spare < 2:
             return {}
         found = {s: s.lookup.guess() for s in ready if s.request.speculate}
@@ -282,12 +317,24 @@ class Engine:
             return {}
         return {s: found[s][: min(size, s.limit - len(s.tokens) - 1)] for s in able}
 
+    def _spare(self, ready: list[Sequence]) -> int:
+        """Rows that could be added to a step of `ready`. A row of results for each slot is all
+        there is."""
+        layout = self._slots.context.layout
+        most = self._slots.context.layouts.pool.sequences
+        if not layout.column:
+            return min(most, self._slots.cells.free) - len(ready)
+        # Columns with different numbers of rows are computed one after the other.
+        return min(most - 1, layout.column - len(ready[0].tokens)) if len(ready) == 1 else 0
+
     def _answer(self, sequence: Sequence, index: int, guess: list[int], rows: Any) -> None:
         """Choose the tokens that follow, as long as they are the guessed ones."""
         computed, sequence.past = sequence.past, sequence.past - len(guess)
         for i in range(len(guess) + 1):
             try:
-                token, reason = choose(self._vocab, self._context, sequence, index + i, rows[i])
+                token, reason = choose(
+                    self._vocab, self._slots.context.handle, sequence, index + i, rows[i]
+                )
             except UmlError as e:  # this one answer's form came to nothing
                 sequence.request.job.fail(e)
                 sequence.request.job.cancel()
@@ -317,13 +364,13 @@ class Engine:
     def _logits(self, count: int) -> Any:
         """The output rows, without a copy: valid until the next decode."""
         if not count:
-            lib.llama_synchronize(self._context)
+            lib.llama_synchronize(self._slots.context.handle)
             return ()
-        pointer = lib.llama_get_logits(self._context)
+        pointer = lib.llama_get_logits(self._slots.context.handle)
         key = ctypes.cast(pointer, ctypes.c_void_p).value or 0, count
         rows = self._rows.get(key)
         if rows is None:
-            if len(self._rows) > 4 * len(self._slots.slots):
+            if len(self._rows) > _MOST_VIEWS:
                 self._rows.clear()  # the library moved its buffer
             buffer = (ctypes.c_float * (count * self._vocab.size)).from_address(key[0])
             rows = np.frombuffer(memoryview(buffer), np.float32).reshape(count, self._vocab.size)
@@ -362,3 +409,7 @@ class Engine:
 
 def _order(sequence: Sequence) -> int:
     return sequence.order
+
+
+def _slot(sequence: Sequence) -> int:
+    return sequence.slot or 0

@@ -14,6 +14,8 @@ import llama_cpp.llama_cpp as lib
 from uml.protocol.errors import InvalidModel, LoadFailed
 from uml.protocol.messages import Load
 from uml.workers.backends.llama_cpp.batch import Batch
+from uml.workers.backends.llama_cpp.context import Context
+from uml.workers.backends.llama_cpp.layout import Layouts
 from uml.workers.backends.llama_cpp.log import Log
 from uml.workers.backends.llama_cpp.options import (
     CACHE_TYPES,
@@ -36,7 +38,7 @@ class Loaded:
     reranker). pace: of prompts, measured once."""
 
     model: Any
-    context: Any
+    context: Context
     vocab: Vocab
     options: Options
     embedding: bool
@@ -60,7 +62,14 @@ def load(request: Load, log: Log, progress: Progress) -> Loaded:
         raise InvalidModel(f"{arch} models (encoder and decoder) are not supported")
     options = read(request.options, trained, embedding=embedding)
     progress("context", None)
-    context = _context(model, options, request, embedding, pooling, log)
+    context = Context(
+        model,
+        _params(options, request, embedding, pooling),
+        Layouts(options.kv_cells, options.slots, elastic=_elastic(model, options, embedding)),
+        log.why,
+    )
+    sizes = log.size("KV") + log.size("RS"), log.size("compute") + log.size("output")
+    memory = log.memory(request.options.get("devices") or ())
     vocab = Vocab(lib.llama_model_get_vocab(model))
     progress("warm-up", None)
     pace = _warm_up(context, vocab, options, embedding)
@@ -72,8 +81,8 @@ def load(request: Load, log: Log, progress: Progress) -> Loaded:
         "description": _text(lib.llama_model_desc, model),
         "parameters": lib.llama_model_n_params(model),
         "weights_bytes": lib.llama_model_size(model),
-        "kv_bytes": log.size("KV") + log.size("RS"),
-        "compute_bytes": log.size("compute") + log.size("output"),
+        "kv_bytes": sizes[0],
+        "compute_bytes": sizes[1],
         "n_ctx": options.n_ctx,
         "n_ctx_train": trained,
         "n_embd": lib.llama_model_n_embd(model),
@@ -89,10 +98,10 @@ def load(request: Load, log: Log, progress: Progress) -> Loaded:
         vocab,
         options,
         embedding,
-        lib.llama_pooling_type(context) == lib.LLAMA_POOLING_TYPE_RANK,
+        lib.llama_pooling_type(context.handle) == lib.LLAMA_POOLING_TYPE_RANK,
         template,
         facts,
-        log.memory(request.options.get("devices") or ()),
+        memory,
         pace,
     )
 
@@ -146,15 +155,11 @@ def _load_model(request: Load, log: Log, progress: Progress) -> Any:
     return model
 
 
-def _context(
-    model: Any, options: Options, request: Load, embedding: bool, pooling: int, log: Log
-) -> Any:
+def _params(options: Options, request: Load, embedding: bool, pooling: int) -> Any:
+    """Of the context, but for what its layout decides."""
     params = lib.llama_context_default_params()
-    params.n_ctx = options.kv_cells
     params.n_batch, params.n_ubatch = options.n_batch, options.n_ubatch
-    params.n_seq_max = options.slots
     params.n_threads = params.n_threads_batch = request.threads
-    params.kv_unified = True
     params.swa_full = options.swa_full
     params.type_k = CACHE_TYPES[options.cache_type_k]
     params.type_v = CACHE_TYPES[options.cache_type_v]
@@ -167,28 +172,35 @@ def _context(
     else:
         # A row of logits per slot is all a step gives; room for n_batch rows would be taken else.
         params.n_outputs_max = options.slots
-    context = lib.llama_init_from_model(model, params)
-    if not context:
-        raise LoadFailed(f"llama.cpp makes no context: {log.why() or 'out of memory'}")
-    return context
+    return params
 
 
-def _warm_up(context: Any, vocab: Vocab, options: Options, embedding: bool) -> Pace:
+def _elastic(model: Any, options: Options, embedding: bool) -> bool:
+    """Whether the cells may be divided. A recurrent state has none; a window that forgets cannot
+    be moved whole; on accelerators it was never measured."""
+    moves = not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
+    whole = options.swa_full or not lib.llama_model_n_swa(model)
+    return moves and whole and not (options.kv_unified or options.n_gpu_layers or embedding)
+
+
+def _warm_up(context: Context, vocab: Vocab, options: Options, embedding: bool) -> Pace:
     """Decode one token, then a few: a library built for another processor dies here and not in
     somebody's request. Also reads the weights from disk."""
     batch, pace = Batch(_WARM), Pace()
-    memory = lib.llama_get_memory(context)
     for count in (1, min(_WARM, options.n_ctx)):
         batch.clear()
         token = max(vocab.bos, 0)
         batch.run([token] * count, 0, 0, output=True, every=embedding)
         begin = time.monotonic()
-        if status := lib.llama_decode(context, batch.c):
+        if status := lib.llama_decode(context.handle, batch.c):
             raise LoadFailed(f"the model loads but does not decode (status {status})")
-        lib.llama_synchronize(context)
+        lib.llama_synchronize(context.handle)
         pace.rate = count / max(time.monotonic() - begin, 1e-6)
-        if memory:
-            lib.llama_memory_clear(memory, True)
+        if count == 1 and context.layout.column and not context.portable():
+            context.layouts = Layouts(options.kv_cells, options.slots, elastic=False)
+            context.move(context.layouts.pool)
+        if context.memory:
+            lib.llama_memory_clear(context.memory, True)
     return pace
 
 

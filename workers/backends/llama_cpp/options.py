@@ -4,7 +4,7 @@ One place for every number: the supervisor's estimate counts with the same ones,
 sends all of them. What is missing takes these defaults:
 
     n_ctx       tokens of one request: min(trained, 4096); never more than trained
-    slots       requests at once: 16 (at most 64)
+    slots       requests at once: 32 (at most 64)
     kv_cells    cells of the KV pool that all requests share: half of what min(slots, 8) full
                 contexts would take, never less than one context, rounded up to 256
     n_batch     rows of one step: 512; n_ubatch: rows computed together: n_batch
@@ -40,11 +40,12 @@ _PAD = 256
 class Options:
     """prefix_cache_bytes: RAM for the KV of conversations that are not in the pool.
     conversations_dir: where they are kept as files instead, for the next worker of this model.
-    speculate: guess tokens ahead where that is measured to be faster.
+    speculate: guess tokens ahead where that is measured to be faster. kv_unified: never divide the
+    cells into columns.
     embedding: None = as the file says. chat_template: instead of the file's."""
 
     n_ctx: int
-    slots: int = 16
+    slots: int = 32
     kv_cells: int = 0
     n_batch: int = 512
     n_ubatch: int = 512
@@ -52,6 +53,7 @@ class Options:
     cache_type_v: str = "f16"
     flash_attention: str = "auto"
     swa_full: bool = True
+    kv_unified: bool = False
     n_gpu_layers: int = 0
     mmap: bool = True
     mlock: bool = False
@@ -69,7 +71,7 @@ def read(given: Mapping[str, Any], trained: int, *, embedding: bool = False) -> 
     values = {k: v for k, v in given.items() if v is not None}
     ceiling = trained or 1 << 20
     n_ctx = min(_integer(values, "n_ctx", min(ceiling, 4096), 1), ceiling)
-    slots = _integer(values, "slots", 16, 1, MAX_SLOTS)
+    slots = _integer(values, "slots", 32, 1, MAX_SLOTS)
     batch = _integer(values, "n_batch", 512, 1)
     if embedding:
         # An encoder looks at whole texts at once, so a text has to fit into one batch.
@@ -87,6 +89,7 @@ def read(given: Mapping[str, Any], trained: int, *, embedding: bool = False) -> 
         cache_type_v=_one_of(values, "cache_type_v", "f16", CACHE_TYPES),
         flash_attention=_one_of(values, "flash_attention", "auto", FLASH_ATTENTION),
         swa_full=_flag(values, "swa_full", True),
+        kv_unified=_flag(values, "kv_unified", False),
         n_gpu_layers=_integer(values, "n_gpu_layers", 0, -1),
         mmap=_flag(values, "mmap", True),
         mlock=_flag(values, "mlock", False),

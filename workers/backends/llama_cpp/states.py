@@ -1,0 +1,86 @@
+"""States of one sequence as llama.cpp writes them, free of how many streams its cache has: pure.
+
+A state holds one part per cache (models with a sliding window have two), and a part says for each
+stream of the cache what it has: a sequence's own stream its cells, the others nothing. A *packed*
+state is as if the cache had one stream, so it fits into a context however its cells are divided.
+
+Source: llama.cpp's llama-kv-cache.cpp, `state_write`.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+
+_U32 = struct.Struct("<I")
+#: Type and bytes of a row; or, of transposed values, type, bytes of an element, elements.
+_ROW = struct.Struct("<iQ")
+_ELEMENT = struct.Struct("<iII")
+#: Of each cell: its position, the number of its sequences (one), the sequence.
+_CELL = 12
+
+
+def pack(state: Any, streams: int, stream: int) -> Any:
+    """`state` (bytes as a uint8 array) of the sequence in `stream`. Raises: ValueError."""
+    return _join(_blocks(state, streams, stream), 1, 0)
+
+
+def unpack(packed: Any, streams: int, stream: int) -> Any:
+    """For a context with so many streams, into that one. Raises: ValueError."""
+    return _join(_blocks(packed, 1, 0), streams, stream)
+
+
+def _join(blocks: list[Any], streams: int, stream: int) -> Any:
+    before = np.frombuffer(_U32.pack(streams) + _U32.pack(0) * stream, np.uint8)
+    after = np.zeros(_U32.size * (streams - 1 - stream), np.uint8)
+    return np.concatenate([piece for block in blocks for piece in (before, block, after)])
+
+
+def _blocks(state: Any, streams: int, stream: int) -> list[Any]:
+    """What each part says of `stream`."""
+    view, at, found = memoryview(state), 0, []
+    try:
+        while at < len(state):
+            (count,) = _U32.unpack_from(view, at)
+            at += _U32.size
+            if count != streams:
+                raise ValueError(f"a state of {count} streams, not {streams}")
+            for i in range(streams):
+                end = _end(view, at)
+                if i == stream:
+                    found.append(state[at:end])
+                elif end != at + _U32.size:
+                    raise ValueError(f"stream {i} has cells, not only {stream}")
+                at = end
+    except struct.error:
+        raise ValueError("a state that ends too early") from None
+    if at != len(state):
+        raise ValueError("a state that ends too early")
+    return found
+
+
+def _end(view: memoryview, at: int) -> int:
+    """Where the stream's cells that begin at `at` end."""
+    (cells,) = _U32.unpack_from(view, at)
+    at += _U32.size
+    if not cells:
+        return at
+    at += cells * _CELL
+    (transposed,) = _U32.unpack_from(view, at)
+    (layers,) = _U32.unpack_from(view, at + _U32.size)
+    at += 2 * _U32.size
+    for _ in range(layers):  # keys
+        at += _ROW.size + cells * _row_bytes(view, at)
+    for _ in range(layers):  # values
+        if transposed:
+            _, element, width = _ELEMENT.unpack_from(view, at)
+            at += _ELEMENT.size + cells * element * width
+        else:
+            at += _ROW.size + cells * _row_bytes(view, at)
+    return at
+
+
+def _row_bytes(view: memoryview, at: int) -> int:
+    return int(_ROW.unpack_from(view, at)[1])
