@@ -188,7 +188,7 @@ def test_running_answers_go_on_when_the_cells_are_laid_out_anew(
 ) -> None:
     """More requests than columns, a prompt longer than a column, and both, which takes one pool."""
     worker.idle()
-    tale = "".join(f", {topic} or {i}" for i, topic in enumerate(TOPICS * 2))
+    tale = "".join(f", {topic} or {i}" for i, topic in enumerate(TOPICS))
     tasks = [forced(topic, tale) for topic in TOPICS[:3]]
     alone = [worker.run(task) for task in tasks]
     names = [worker.ask(task) for task in tasks]
@@ -201,7 +201,7 @@ def test_running_answers_go_on_when_the_cells_are_laid_out_anew(
     together = worker.wait(*names)
     assert [a.text() for a in together] == [a.text() for a in alone]
     compared = [assert_as_likely(a, b) for a, b in zip(alone, together, strict=True)]
-    assert sum(compared) > 150
+    assert sum(compared) > 75
     for topic, answer in zip(TOPICS[3:8], worker.wait(*late), strict=False):
         assert answer.done is not None
         if "many" in arrivals:

@@ -1,4 +1,4 @@
-"""One step's rows, in buffers made once."""
+"""One step's rows, in buffers made once, and the rows of results as the library keeps them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
+
+#: Views of results that are kept: more than there are counts of rows.
+_MOST_VIEWS = 256
 
 
 class Batch:
@@ -59,6 +62,30 @@ class Batch:
 
     def _close(self, count: int) -> None:
         self.count = self.c.n_tokens = count
+
+
+class Results:
+    """Logits of the latest step's outputs, without a copy: rows of `width`, in their order."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._views: dict[tuple[int, int], Any] = {}
+
+    def rows(self, context: Any, count: int) -> Any:
+        """Waits until they are there; valid until the next decode."""
+        if not count:
+            lib.llama_synchronize(context)
+            return ()
+        pointer = lib.llama_get_logits(context)
+        key = ctypes.cast(pointer, ctypes.c_void_p).value or 0, count
+        view = self._views.get(key)
+        if view is None:
+            if len(self._views) > _MOST_VIEWS:
+                self._views.clear()  # the library moved its buffer
+            buffer = (ctypes.c_float * (count * self._width)).from_address(key[0])
+            view = np.frombuffer(memoryview(buffer), np.float32).reshape(count, self._width)
+            self._views[key] = view
+        return view
 
 
 def _cast(array: Any, kind: Any) -> Any:

@@ -9,25 +9,24 @@ its cells back and waits at the head of the queue with all its tokens, so the ol
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import time
 import traceback
 from collections import deque
-from itertools import groupby, islice
+from itertools import islice
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
-import numpy as np
 
 from uml.protocol.errors import InternalError, UmlError
 from uml.workers.backends.llama_cpp.answer import choose, close
-from uml.workers.backends.llama_cpp.batch import Batch
+from uml.workers.backends.llama_cpp.batch import Batch, Results
 from uml.workers.backends.llama_cpp.draft import Gain
 from uml.workers.backends.llama_cpp.layout import SETTLED_S, Need
-from uml.workers.backends.llama_cpp.plan import Pace, share
+from uml.workers.backends.llama_cpp.plan import Pace
 from uml.workers.backends.llama_cpp.sequence import Request, Sequence
 from uml.workers.backends.llama_cpp.slots import Match, Slots
+from uml.workers.backends.llama_cpp.step import Step
 from uml.workers.backends.llama_cpp.vocab import Vocab
 from uml.workers.base import Outbox
 
@@ -35,10 +34,6 @@ from uml.workers.base import Outbox
 _WORTH_WAITING = 32
 #: Cells left free for each running answer when somebody new is let in.
 _GROWTH = 16
-#: Sequence, its first row of results, and the tokens guessed to follow its last one.
-Output = tuple[Sequence, int, list[int]]
-#: Views of the library's results that are kept: more than there are counts of rows.
-_MOST_VIEWS = 256
 #: How often readers that hold everything up are asked whether they took something, in seconds.
 _BLOCKED_S = 0.005
 
@@ -58,8 +53,9 @@ class Engine:
         speculate: bool = True,
     ) -> None:
         self._vocab, self._slots, self._outbox = vocab, slots, outbox
-        self._pace, self._gain, self._batch = pace, Gain(), Batch(n_batch)
-        self._speculate = speculate
+        self._pace, self._gain = pace, Gain()
+        self._next = Step(slots, Batch(n_batch), pace, self._gain, speculate)
+        self._results = Results(vocab.size)
         self._wake = threading.Condition()
         self._inbox: deque[Request] = deque()
         self._cancels = False
@@ -67,7 +63,6 @@ class Engine:
         self._live: list[Sequence] = []  # oldest first
         self._order = self._ends = 0
         self._moved_at = 0.0
-        self._rows: dict[tuple[int, int], Any] = {}
         self.steps = 0
 
     def start(self) -> None:
@@ -111,7 +106,9 @@ class Engine:
             self._drop_cancelled()
         self._arrange()
         self._admit()
-        parts, outputs = self._fill()
+        while (filled := self._next.fill(self._live)) is None:
+            self._preempt()
+        parts, outputs = filled
         if not parts:
             if self._live:
                 with self._wake:
@@ -119,13 +116,14 @@ class Engine:
                         self._wake.wait(_BLOCKED_S)
             return
         begin = time.monotonic()
-        status = lib.llama_decode(self._slots.context.handle, self._batch.c)
+        context, batch = self._slots.context.handle, self._next.batch
+        status = lib.llama_decode(context, batch.c)
         if status:
             self._refused(status)
             return
         results = sum(1 + len(guess) for _, _, guess in outputs)
-        rows = self._logits(results)  # waits for the result
-        count, seconds = self._batch.count, time.monotonic() - begin
+        rows = self._results.rows(context, results)  # waits for them
+        count, seconds = batch.count, time.monotonic() - begin
         (self._pace if count > results else self._gain).observe(count, seconds)
         self.steps += 1
         for sequence, count in parts:
@@ -182,7 +180,6 @@ class Engine:
             while not slots.movable():
                 self._preempt()
         slots.move(layout)
-        self._rows.clear()
         self._moved_at = now
 
     def _admit(self) -> None:
@@ -254,79 +251,6 @@ class Engine:
 
     # --- one step ---------------------------------------------------------------------------
 
-    def _fill(self) -> tuple[list[tuple[Sequence, int]], list[Output]]:
-        """Fill the batch. Gives who takes part with how many tokens, and whose next tokens can be
-        chosen afterwards."""
-        while True:
-            ready = [s for s in self._live if s.pending == 1 and not s.request.job.blocked]
-            prompts = [s for s in self._live if s.pending > 1]
-            # Sums are rounded otherwise in a row of its own than inside a chunk. Where answers are
-            # to be repeatable the last token always gets one, whatever came from the cache.
-            waiting = [s.pending - s.request.repeatable for s in prompts]
-            budget = 0
-            if prompts:
-                budget = self._pace.chunk(len(ready), self._batch.capacity - len(ready))
-                budget = min(budget, sum(waiting))
-            if not self._slots.room(len(ready) + budget):
-                budget = min(budget, self._slots.cells.free - len(ready))
-            if budget >= 0 and (ready or budget or not prompts):
-                break
-            self._preempt()
-        guesses = {} if prompts else self._guess(ready)
-        counts = dict(zip(prompts, share(budget, waiting), strict=True))
-        taking = [s for s in prompts if counts[s]]
-        order = [*ready, *taking]
-        if self._slots.divided:
-            # Only rows in the order of their columns are computed together.
-            order.sort(key=_slot)
-        batch, parts, outputs = self._batch, list[tuple[Sequence, int]](), list[Output]()
-        batch.clear()
-        for single, group in groupby(order, lambda s: s.pending == 1 and s not in guesses):
-            members = list(group)
-            if single:
-                outputs += [(s, batch.count + i, []) for i, s in enumerate(members)]
-                parts += [(s, 1) for s in members]
-                batch.singles(
-                    [s.tokens[-1] for s in members],
-                    [s.past for s in members],
-                    [s.slot or 0 for s in members],
-                )
-                continue
-            for s in members:
-                guess = guesses.get(s, [])
-                count = counts.get(s, 1)
-                tokens = s.tokens[s.past : s.past + count] + guess
-                whole = count == s.pending
-                if whole:
-                    outputs.append((s, batch.count + count - 1, guess))
-                batch.run(tokens, s.past, s.slot or 0, output=whole, every=bool(guess))
-                parts.append((s, len(tokens)))
-        return parts, outputs
-
-    def _guess(self, ready: list[Sequence]) -> dict[Sequence, list[int]]:
-        """Tokens worth checking, of those answers where guessing pays."""
-        if not self._speculate or not self._slots.cuttable:
-            return {}
-        spare = self._spare(ready)
-        if spare < 2:
-            return {}
-        found = {s: s.lookup.guess() for s in ready if s.request.speculate}
-        able = [s for s, guess in found.items() if guess]
-        size = self._gain.size(len(ready), [s.lookup.hits for s in able], spare)
-        if not size:
-            return {}
-        return {s: found[s][: min(size, s.limit - len(s.tokens) - 1)] for s in able}
-
-    def _spare(self, ready: list[Sequence]) -> int:
-        """Rows that could be added to a step of `ready`. A row of results for each slot is all
-        there is."""
-        layout = self._slots.context.layout
-        most = self._slots.context.layouts.pool.sequences
-        if not layout.column:
-            return min(most, self._slots.cells.free) - len(ready)
-        # Columns with different numbers of rows are computed one after the other.
-        return min(most - 1, layout.column - len(ready[0].tokens)) if len(ready) == 1 else 0
-
     def _answer(self, sequence: Sequence, index: int, guess: list[int], rows: Any) -> None:
         """Choose the tokens that follow, as long as they are the guessed ones."""
         computed, sequence.past = sequence.past, sequence.past - len(guess)
@@ -361,22 +285,6 @@ class Engine:
         else:
             raise RuntimeError(f"llama_decode gave {status}")
 
-    def _logits(self, count: int) -> Any:
-        """The output rows, without a copy: valid until the next decode."""
-        if not count:
-            lib.llama_synchronize(self._slots.context.handle)
-            return ()
-        pointer = lib.llama_get_logits(self._slots.context.handle)
-        key = ctypes.cast(pointer, ctypes.c_void_p).value or 0, count
-        rows = self._rows.get(key)
-        if rows is None:
-            if len(self._rows) > _MOST_VIEWS:
-                self._rows.clear()  # the library moved its buffer
-            buffer = (ctypes.c_float * (count * self._vocab.size)).from_address(key[0])
-            rows = np.frombuffer(memoryview(buffer), np.float32).reshape(count, self._vocab.size)
-            self._rows[key] = rows
-        return rows
-
     # --- ends -------------------------------------------------------------------------------
 
     def _end(self, sequence: Sequence, reason: str) -> None:
@@ -409,7 +317,3 @@ class Engine:
 
 def _order(sequence: Sequence) -> int:
     return sequence.order
-
-
-def _slot(sequence: Sequence) -> int:
-    return sequence.slot or 0
