@@ -192,7 +192,7 @@ def plot(records: Sequence[Record], path: Path) -> None:
                     [
                         r.figures[name]
                         for r in waves
-                        if r.server == server and r.case == f"{count} streams"
+                        if (r.server, r.case) == (server, f"{count} streams") and name in r.figures
                     ]
                 )
                 if math.isnan(found.median):

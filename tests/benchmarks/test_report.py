@@ -46,6 +46,7 @@ def test_bar_is_met_when_its_interval_reaches_it() -> None:
     assert bar.met(high)
 
 
+@pytest.mark.leaks("fd")  # matplotlib keeps its fonts open
 def test_results_are_written_between_the_marks_and_only_there(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     for number in range(3):
