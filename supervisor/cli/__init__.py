@@ -16,7 +16,7 @@ _GROUPS = {
     "start and end": ("up", "serve", "stop", "test"),
     "models": ("run", "ls", "show", "pull", "rm"),
     "memory": ("ps", "load", "unload", "swap", "status"),
-    "care": ("doctor", "logs", "bench", "backends", "config", "version"),
+    "care": ("doctor", "selftest", "logs", "bench", "backends", "config", "version"),
 }
 
 
@@ -83,6 +83,7 @@ def build() -> tuple[Parser, Commands]:
         measuring,
         pulling,
         run,
+        selftest,
         server,
         settings,
     )
@@ -100,6 +101,7 @@ def build() -> tuple[Parser, Commands]:
         fitness,
         settings,
         measuring,
+        selftest,
     ):
         module.register(commands)
     return parser, commands

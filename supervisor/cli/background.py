@@ -45,7 +45,7 @@ def start(home: Path, options: Sequence[str], deadline_s: float = _DEADLINE_S) -
     with log.open("ab") as sink:
         begin = sink.tell()
         process = subprocess.Popen(
-            [*_ourselves(), "serve", *options],
+            [*ourselves(), "serve", *options],
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=sink,
@@ -77,7 +77,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _ourselves() -> list[str]:
+def ourselves() -> list[str]:
+    """The command that runs this program."""
     entry = Path(__file__).resolve().parents[2] / "run.py"
     if entry.exists():
         return [sys.executable, str(entry)]
