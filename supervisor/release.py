@@ -87,8 +87,10 @@ async def release(
     """
     started = time.monotonic()
     pids = worker.pids()
-    before = machine.used_by(pids)
+    # Before what is held: what comes back between the two looks then counts as come back.
     free_before = {d.name: d.free_bytes for d in machine.snapshot()}
+    # A worker that died by itself is gone already; its bytes may still be on their way.
+    before = machine.used_by(worker.ever()) | {"ram": process_memory(pids).anon}
     ram = _Ram(pids)
     report = await worker.kill()
     pause = 0.005

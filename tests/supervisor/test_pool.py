@@ -70,6 +70,24 @@ async def test_swap_waits_for_bytes_that_come_back_late(tmp_path: Path) -> None:
         assert receipt["verified"] == "yes" and receipt["ms"] >= 400
 
 
+@pytest.mark.parametrize("policy", [{"late_release": 0.4}, {"falling_release": 0.4}])
+async def test_bytes_of_a_worker_that_died_by_itself_are_waited_for(
+    tmp_path: Path, policy: dict[str, float]
+) -> None:
+    device = tmp_path / "device"
+    device.mkdir()
+    async with house(tmp_path / "home", fake_device=f"fake0:{100 * MB}:{device}") as h:
+        a = h.model("a", weights_bytes=70 * MB, device="fake0", options=policy)
+        b = h.model("b", weights_bytes=70 * MB, device="fake0")
+        await h.ask(a)
+        os.kill(h.worker("a")["pid"], signal.SIGKILL)
+        await until(lambda: h.worker("a")["state"] != "ready")
+        assert (await h.ask(b)).text.startswith("b"), "the room is on its way, so b waits for it"
+        (receipt,) = h.pool.status()["receipts"]
+        assert receipt["verified"] == "yes" and not receipt["after"]
+        assert receipt["freed"]["fake0"] >= receipt["before"]["fake0"] > 50 * MB
+
+
 async def test_bytes_that_never_come_back_are_named_and_not_promised(tmp_path: Path) -> None:
     device = tmp_path / "device"
     device.mkdir()
