@@ -96,6 +96,14 @@ class Admission:
                 return False
         return True
 
+    def moving(self, things: Iterable[str]) -> bool:
+        """Whether a load or a release of ours changes these just now: a device and the processes on
+        it cannot be asked in one instant, so what is free is not known well enough for a no."""
+        return any(
+            w.state is State.KILLING or (w.leased and w.state in COMING)
+            for w in self._holders(things)
+        )
+
     def does_not_fit(self, need: Need) -> UmlError:
         """422: not even on the empty machine, with the arithmetic."""
         caps = ", ".join(

@@ -238,6 +238,7 @@ class Pool:
             self._events.emit(
                 "worker.ready", worker=worker.id, model=state.need.model, load_s=seconds
             )
+        self.measure()
         self.feed(self.scheduler.on_ready(worker.id, ready.slots, now))
         self.conversations.prune()
 

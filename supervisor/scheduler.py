@@ -299,7 +299,8 @@ class Scheduler:
         need = line.need
         victims, later = self._admission.victims(line, short, now)
         if victims is None and not self._admission.could_fit(need):
-            self._turn_away(line, self._admission.no_room(need), now)
+            if not self._admission.moving(short):
+                self._turn_away(line, self._admission.no_room(need), now)
             return
         if victims is None:
             if later < NEVER:

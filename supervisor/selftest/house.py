@@ -58,6 +58,7 @@ class House:
         #: How many supervisors were started, and how many of them were killed.
         self.life = self.killed = 0
         self.client = AsyncClient()
+        self._clients = [self.client]
         self._process: subprocess.Popen[bytes] | None = None
         self._up = asyncio.Event()
         self._segments = self._furnish()
@@ -139,8 +140,8 @@ class House:
             if self._ended() or time.monotonic() > end:
                 raise Broken(f"the selftest's supervisor did not start: {self._last_words()}")
             await asyncio.sleep(0.01)
-        await self.client.close()
         self.client = AsyncClient(found[1].decode())
+        self._clients.append(self.client)  # requests to the last one may be under way
         self.life += 1
         self._up.set()
 
@@ -191,7 +192,8 @@ class House:
 
     async def end(self, *, force: bool = False) -> int | None:
         """End it as a user does, by SIGTERM; its exit code. force: kill it."""
-        await self.client.close()
+        for client in self._clients:
+            await client.close()
         process, self._process = self._process, None
         if process is None:
             return None

@@ -159,6 +159,7 @@ class Traffic:
     async def _insist(self, asked: Asked, work: Callable[[], Awaitable[T]]) -> T:
         """Do it; again with the next supervisor when this one was killed before any content."""
         while True:
+            await self.house.up()
             killed = self.house.killed
             try:
                 return await work()
@@ -166,4 +167,3 @@ class Traffic:
                 if asked.first_at is not None or self.house.killed == killed:
                     raise
                 asked.again += 1
-                await self.house.up()

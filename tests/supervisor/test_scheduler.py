@@ -6,6 +6,7 @@ import pytest
 
 from tests.supervisor.world import MB, PROCESS, World, need
 from uml.protocol.errors import LoadFailed, WorkerDied
+from uml.supervisor.budget import DeviceMemory
 from uml.supervisor.states import State
 
 
@@ -328,6 +329,37 @@ def test_memory_held_by_others_is_503_not_422() -> None:
     world.foreign = 800 * MB
     world.ask(1, need("a", 400 * MB))
     assert world.refused[1].status == 503 and world.refused[1].retryable
+
+
+def test_refusal_waits_while_a_load_moves_the_numbers() -> None:
+    """The device counts what a load has just taken, the processes were asked a moment before: then
+    it is missing twice, and what would come free seems less than it is."""
+    w = World()
+    w.ask(1, need("a"))
+    w.hello(w.id_of("a"))
+    stale = {w.id_of("a"): {"ram": PROCESS}}
+    torn = DeviceMemory("ram", "ram", w.total, w.free())
+    w.do(w.scheduler.on_measured([torn], stale, w.clock))
+    w.do(w.scheduler.on_request(2, need("b", 900 * MB), w.clock))
+    assert not w.refused
+    w.ready(w.id_of("a"))
+    w.finish(1)
+    w.wait(10)
+    w.gone("w1")
+    w.hello(w.id_of("b"))
+    w.ready(w.id_of("b"))
+    assert w.granted[2] and not w.refused
+
+
+def test_refusal_comes_once_a_load_has_settled() -> None:
+    w = World()
+    w.foreign = 300 * MB
+    w.ask(1, need("a"))
+    w.hello(w.id_of("a"))
+    w.ask(2, need("b", 900 * MB))
+    assert not w.refused
+    w.ready(w.id_of("a"))
+    assert w.refused[2].status == 503 and w.state("a") is State.READY, "nothing leaves in vain"
 
 
 def test_single_model_mode_never_holds_two() -> None:

@@ -85,6 +85,7 @@ class World:
         self.do(self.scheduler.on_hello(worker, self.clock))
 
     def ready(self, worker: str, slots: int = 2) -> None:
+        self.measure()
         self.do(self.scheduler.on_ready(worker, slots, self.clock))
 
     def gone(self, worker: str, residue: int = 0) -> None:
