@@ -19,7 +19,7 @@ from uml.supervisor.budget import Bytes
 from uml.supervisor.events import Events
 from uml.supervisor.ledger import Ledger
 from uml.supervisor.machine import Machine
-from uml.supervisor.release import Receipt, release
+from uml.supervisor.release import Receipt, come_to_rest, release
 from uml.supervisor.watch import Vital
 from uml.supervisor.worker import Listener, Worker
 from uml.supervisor.worker_log import WorkerLog
@@ -52,9 +52,12 @@ class Crew:
         """End what an earlier supervisor left, and see to it that orphans come home to us."""
         tree.become_subreaper()
         tree.namespace_prefix()
-        for reaped in await asyncio.to_thread(self._ledger.reap):
+        left = await asyncio.to_thread(self._ledger.reap)
+        for reaped in (r for r in left if r.pids):
             level = "warning" if reaped.stuck else "info"
             self._events.emit("ledger.reaped", level, pids=reaped.pids, stuck=reaped.stuck)
+        if left:
+            await come_to_rest(self._machine)
 
     def spawn(self, worker_id: str, spec: BackendSpec, listener: Listener) -> None:
         """Start a process. Raises: UmlError (not installed, or the system refuses)."""

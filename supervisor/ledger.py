@@ -49,7 +49,8 @@ class Ledger:
         (self._folder / f"{token}.json").unlink(missing_ok=True)
 
     def reap(self, patience_s: float = 3.0) -> list[Reaped]:
-        """End the workers of supervisors that are gone. Blocks up to `patience_s` per worker."""
+        """End the workers of supervisors that are gone; one entry for each, without pids when it
+        had gone too. Blocks up to `patience_s` per worker."""
         ended = []
         for path in sorted(self._folder.glob("*.json")):
             token = path.stem
@@ -62,8 +63,7 @@ class Ledger:
                 worker = None  # half-written: the token still finds its processes
             known = [worker[0]] if worker and tree.start_time(worker[0]) == worker[1] else []
             result = _end(token, known, patience_s)
-            if result.pids:
-                ended.append(result)
+            ended.append(result)
             if not result.stuck:
                 with contextlib.suppress(OSError):
                     path.unlink()

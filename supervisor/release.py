@@ -136,3 +136,18 @@ def _is_back(device: str, held: int, still: int, freed: int) -> bool:
     if device == "ram":
         return freed >= held * _RAM_SHARE - _RAM_SLACK
     return still == 0 and freed >= held * _DEVICE_SHARE
+
+
+async def come_to_rest(machine: Machine, *, quiet_s: float = 0.1, deadline_s: float = 2.0) -> None:
+    """Wait until accelerators have given nothing back for `quiet_s`, at most `deadline_s`: bytes of
+    workers whose supervisor was killed may still be on their way, and nobody watched them go."""
+    started = rested = time.monotonic()
+    free: Bytes = {}
+    while True:
+        before, free = free, {d.name: d.free_bytes for d in machine.snapshot() if d.kind != "ram"}
+        now = time.monotonic()
+        if any(free[d] > before.get(d, 0) for d in free):
+            rested = now
+        if not free or now - rested >= quiet_s or now - started >= deadline_s:
+            return
+        await asyncio.sleep(quiet_s / 10)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,25 @@ async def test_bytes_of_a_worker_that_died_by_itself_are_waited_for(
         (receipt,) = h.pool.status()["receipts"]
         assert receipt["verified"] == "yes" and not receipt["after"]
         assert receipt["freed"]["fake0"] >= receipt["before"]["fake0"] > 50 * MB
+
+
+@pytest.mark.parametrize("policy", ["late:0.08", "falling:0.3"])
+async def test_start_after_a_kill_waits_for_bytes_that_are_on_their_way(
+    tmp_path: Path, policy: str
+) -> None:
+    device, ledger = tmp_path / "device", tmp_path / "home" / "ledger"
+    device.mkdir()
+    ledger.mkdir(parents=True)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with (device / f"seg.{dead.pid}.token.{policy}").open("wb") as f:
+        f.truncate(70 * MB)
+    (ledger / "token.json").write_text(
+        json.dumps({"supervisor": [dead.pid, 1.0], "worker": [dead.pid, 1.0]})
+    )
+    async with house(tmp_path / "home", fake_device=f"fake0:{100 * MB}:{device}") as h:
+        b = h.model("b", weights_bytes=70 * MB, device="fake0")
+        assert (await h.ask(b)).text.startswith("b"), "there is room as soon as it serves"
 
 
 async def test_bytes_that_never_come_back_are_named_and_not_promised(tmp_path: Path) -> None:

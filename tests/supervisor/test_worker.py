@@ -274,7 +274,8 @@ def test_ledger_spares_a_stranger_that_got_the_same_pid(tmp_path: Path) -> None:
     try:
         entry = f'{{"supervisor": [999999, 1.0], "worker": [{stranger.pid}, 1.0]}}'
         (tmp_path / "tok.json").write_text(entry)
-        assert Ledger(tmp_path).reap() == []
+        (reaped,) = Ledger(tmp_path).reap()
+        assert reaped.pids == ()
         assert stranger.poll() is None
     finally:
         stranger.kill()
