@@ -68,7 +68,9 @@ def selftest(args: argparse.Namespace) -> int:
         kept = False
         raise
     finally:
-        if not kept:
+        if kept:
+            output.note(f"logs of the supervisor and its workers are kept in {house.home}")
+        else:
             house.remove()
     report = {
         "at": begun,
@@ -83,8 +85,6 @@ def selftest(args: argparse.Namespace) -> int:
         output.print_json(report)
     else:
         _print(verdict, report)
-    if kept:
-        output.note(f"logs of the supervisor and its workers are kept in {house.home}")
     return 0 if verdict.ok else FAILED
 
 

@@ -74,10 +74,14 @@ def audit(status: Mapping[str, Any], seen: Seen) -> list[str]:
     return [
         *_processes(status["workers"], seen),
         *_books(status["workers"], status["devices"]),
-        *(
-            f"residue: {r['bytes']} bytes on {r['device']} of {r['model'] or r['worker']}"
-            for r in status["residue"]
-        ),
+        *residue(status),
+    ]
+
+
+def residue(status: Mapping[str, Any]) -> list[str]:
+    return [
+        f"residue: {r['bytes']} bytes on {r['device']} of {r['model'] or r['worker']}"
+        for r in status["residue"]
     ]
 
 

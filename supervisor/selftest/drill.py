@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from uml.protocol.errors import UmlError
-from uml.supervisor.selftest.audit import audit, growth, look, marked, settled
+from uml.supervisor.selftest.audit import audit, growth, look, marked, residue, settled
 from uml.supervisor.selftest.house import Broken, House
 from uml.supervisor.selftest.plan import Kill, Round
 from uml.supervisor.selftest.questions import Question
@@ -135,7 +135,8 @@ class Drill:
 
         Raises: Broken.
         """
-        end, status = time.monotonic() + _SETTLE_S, {}
+        end = time.monotonic() + _SETTLE_S
+        status: Mapping[str, Any] = {"workers": [], "waiting": {}, "residue": []}
         traffic, answered = self._traffic, len(self._traffic.done)
         while time.monotonic() < end:
             with contextlib.suppress(UmlError):
@@ -146,10 +147,11 @@ class Drill:
                 if settled(status, model) and not others and fresh:
                     return
             await asyncio.sleep(_POLL_S)
-        states = [f"{w['model']} {w['state']}" for w in status.get("workers", ())]
+        self.log.wrong += residue(status)
+        states = [f"{w['model']} {w['state']}" for w in status["workers"]]
         raise Broken(
             f"no rest within {_SETTLE_S:.0f} s: wanted {model}, there are {states}, "
-            f"waiting {dict(status.get('waiting', {}))}"
+            f"waiting {dict(status['waiting'])}"
         )
 
     async def _look(self) -> None:

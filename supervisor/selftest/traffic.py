@@ -21,6 +21,7 @@ from uml.supervisor.selftest.house import House
 from uml.supervisor.selftest.questions import Question, is_right, right_answer, said
 
 _PATIENCE_S = 180.0
+_AFTER_A_LOSS_S = 0.2
 
 T = TypeVar("T")
 
@@ -99,9 +100,11 @@ class Traffic:
     async def _client(self) -> None:
         while not self._stopped:
             question = self._question(self.wanted)
-            await self._ask(question, streamed=self.chance.random() < 0.5)
+            asked = await self._ask(question, streamed=self.chance.random() < 0.5)
+            if asked.outcome == "lost":
+                await asyncio.sleep(_AFTER_A_LOSS_S)
 
-    async def _ask(self, question: Question, *, streamed: bool) -> None:
+    async def _ask(self, question: Question, *, streamed: bool) -> Asked:
         asked = Asked(question.model, streamed and question.task != "embed", time.monotonic())
         number, kills = next(self._numbers), self.kills
         self.running[number] = asked
@@ -118,6 +121,7 @@ class Traffic:
         finally:
             del self.running[number]
         self.done.append(asked)
+        return asked
 
     async def _answer(self, question: Question, asked: Asked) -> str | list[float]:
         if not asked.streamed:

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uml.supervisor.selftest.saboteur import Struck
+from uml.supervisor.selftest.traffic import Asked
+from uml.supervisor.selftest.verdict import Log, Sample, Swap, judge, slope
+
+
+def receipt(verified: str = "yes", ms: float = 10.0) -> dict[str, Any]:
+    return {
+        "model": "a",
+        "worker": "w1",
+        "reason": "swap",
+        "verified": verified,
+        "ms": ms,
+        "pids": [1],
+    }
+
+
+def log(samples: int = 100) -> Log:
+    return Log(
+        planned=2,
+        swaps=[Swap("a", "swap", 0.3, False), Swap("b", "ask", 0.9, True)],
+        samples=[Sample(1, 20, 50_000_000 + i % 7 * 4096) for i in range(samples)],
+        asked=[Asked("a", True, 0.0, "right"), Asked("a", True, 0.0, "cut", "died")],
+        struck=[Struck("load", "loading", False, 1.0)],
+        receipts={1: receipt(), 2: receipt(ms=30.0)},
+        restarts_s=[0.5],
+    )
+
+
+def failed(given: Log) -> list[str]:
+    return [check.name for check in judge(given).checks if not check.ok]
+
+
+def test_run_in_which_everything_held() -> None:
+    verdict = judge(log())
+    assert verdict.ok, verdict.checks
+    figures = verdict.to_map()
+    assert figures["release_s"] == pytest.approx({"p50": 0.02, "p99": 0.0298, "n": 2})
+    assert figures["swap_s"]["n"] == figures["disturbed_swap_s"]["n"] == 1
+    assert figures["kills"] == {"spawn": 0, "load": 1, "stream": 0, "drain": 0}
+    assert figures["requests"] == {"right": 1, "wrong": 0, "cut": 1, "lost": 0}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name"),
+    [
+        ({"planned": 3}, "swaps"),
+        ({"wrong": ["no rest within 180 s"]}, "swaps"),
+        ({"asked": [Asked("a", True, 0.0, "right"), Asked("a", True, 0.0, "lost")]}, "requests"),
+        ({"asked": [Asked("a", True, 0.0, "right"), Asked("a", True, 0.0, "wrong")]}, "answers"),
+        ({"asked": []}, "requests"),
+        ({"receipts": {1: receipt("no")}}, "release"),
+        ({"receipts": {1: receipt("unknown")}}, "release"),
+        ({"receipts": {}}, "release"),
+        ({"samples": [Sample(1, 20, 1, ("orphans: process 3",))]}, "orphans"),
+        ({"wrong": ["orphans: process 3"]}, "orphans"),
+        ({"samples": [Sample(1, 20, 1, ("ledger: 3 bytes",))]}, "ledger"),
+        ({"samples": [Sample(1, 20, 1, ("residue: 3 bytes",))]}, "residue"),
+        ({"samples": [Sample(1, 20 + i // 20, 5_000_000) for i in range(100)]}, "fds"),
+        ({"samples": [Sample(1, 20, 5_000_000 + i * 20_000) for i in range(100)]}, "memory"),
+    ],
+)
+def test_each_fault_fails_its_own_check(spoil: dict[str, Any], name: str) -> None:
+    assert name in failed(replace(log(), **spoil))
+
+
+def test_slope_is_told_for_each_supervisor_by_itself() -> None:
+    """A restart begins anew; what the second one grows is not hidden by where it began."""
+    first = [Sample(1, 20, 80_000_000) for _ in range(100)]
+    second = [Sample(2, 20, 50_000_000 + 30_000 * i) for i in range(100)]
+    assert failed(replace(log(), samples=first + second)) == ["memory"]
+
+
+def test_short_run_tells_no_slope() -> None:
+    verdict = judge(log(samples=30))
+    assert verdict.ok
+    assert any("too few swaps" in check.text for check in verdict.checks)
+
+
+@given(st.floats(-1000, 1000), st.lists(st.integers(0, 99), max_size=10, unique=True))
+def test_slope_survives_a_few_outliers(per_step: float, outliers: list[int]) -> None:
+    values = [per_step * i for i in range(100)]
+    for at in outliers:
+        values[at] += 1e6
+    assert slope(values) == pytest.approx(per_step, abs=abs(per_step) * 0.01 + 1e-6)
