@@ -20,7 +20,7 @@ LLAMA_CPP = BackendSpec(
     # spinning for ever, the default, 55 and 1800; 10000 86 and 210; 1000 9 and 11. On a quiet
     # machine 1000 costs some 5 %; "passive", which never spins, costs two thirds.
     environ={"GOMP_SPINCOUNT": "1000"},
-    process_bytes=96 * 1024 * 1024,
+    process_bytes=24 * 1024 * 1024,
     licence="MIT",
     priority=10,
     split="layers",

@@ -60,13 +60,16 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes a loaded model will need, by what needs them. process_bytes: interpreter and library,
-    always host RAM; mapped: weights are mmap'd files, hence page cache that can be reclaimed."""
+    """Bytes a loaded model will need, by what needs them. process_bytes: interpreter, library and
+    what the library keeps of the model besides, always host RAM; parked_bytes: RAM on top for what
+    is kept only while there is room; mapped: weights are mmap'd files, hence page cache that can
+    be reclaimed."""
 
     weights_bytes: int
     kv_bytes: int
     compute_bytes: int
     process_bytes: int
+    parked_bytes: int = 0
     mapped: bool = True
     arithmetic: str = ""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from uml.protocol.models import BackendSpec
 from uml.supervisor import tree
 from uml.supervisor.budget import Bytes
 from uml.supervisor.events import Events
+from uml.supervisor.footprints import ram_of
 from uml.supervisor.ledger import Ledger
 from uml.supervisor.machine import Machine
 from uml.supervisor.release import Receipt, come_to_rest, release
@@ -119,16 +120,24 @@ class Crew:
             self._expected[worker_id] = asyncio.get_running_loop().create_future()
         return await asyncio.shield(self._expected[worker_id])
 
-    def resident(self, devices: Mapping[str, Any]) -> dict[str, Bytes]:
+    def resident(self, devices: Collection[str]) -> dict[str, Bytes]:
         """What each worker holds. Where a device does not tell by pid (NVML in a container speaks
         of the host's), the worker's own word counts."""
-        held = {}
-        for worker in self.workers.values():
-            vital = self.vitals.get(worker.id)
-            reported = vital.reported if vital and worker.exit is None else {}
-            own = {d: b for d, b in reported.items() if d in devices and d != "ram"}
-            held[worker.id] = own | self._machine.used_by({*worker.pids(), *worker.ever()})
-        return held
+        return {worker.id: self._held(worker, devices) for worker in self.workers.values()}
+
+    def _held(self, worker: Worker, devices: Collection[str]) -> Bytes:
+        reported = self._reported(worker)
+        own = {d: b for d, b in reported.items() if d in devices and d != "ram"}
+        return own | self._machine.used_by({*worker.pids(), *worker.ever()})
+
+    def _reported(self, worker: Worker) -> dict[str, int]:
+        vital = self.vitals.get(worker.id)
+        return vital.reported if vital and worker.exit is None else {}
+
+    def footprint(self, worker_id: str, devices: Collection[str]) -> Bytes:
+        """What a loaded model takes, weights that are mapped included."""
+        worker = self.workers[worker_id]
+        return ram_of(self._held(worker, devices), self._reported(worker))
 
     def left_of(self, worker_id: str) -> Bytes:
         """What devices still hold in the name of a worker that is gone."""

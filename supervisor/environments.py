@@ -96,6 +96,14 @@ class Environments:
         switches = {"cuda": "GGML_CUDA=ON", "rocm": "GGML_HIP=ON"}
         return tuple(d for d in spec.devices if switches.get(d, "") in built)
 
+    def version(self, backend: str) -> str:
+        """What is installed, in one text: it changes when a library or its build does."""
+        spec, stamp = self._spec(backend), self._stamp(backend)
+        versions = stamp.get("versions", {})
+        of = [_canonical(_project(r)) for r in spec.requirements]
+        said = [f"{name} {versions[name]}" for name in of if name in versions]
+        return ", ".join([*(said or spec.requirements), *stamp.get("cmake_args", ())])
+
     def status(self) -> list[EnvironmentStatus]:
         """Every backend that users see; reads one small file for each."""
         return [self._status(spec) for spec in self._specs.values() if not spec.hidden]

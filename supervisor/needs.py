@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from uml.protocol.errors import BadRequest, InvalidModel, UmlError
 from uml.protocol.models import BackendSpec, MemoryEstimate, ModelFacts
-from uml.supervisor.budget import DeviceMemory
+from uml.supervisor.admission import size
+from uml.supervisor.budget import Bytes, DeviceMemory, add
 from uml.supervisor.conversations import Conversations
 from uml.supervisor.estimates import estimate, resolve_options
+from uml.supervisor.footprints import Footprints, floor, largest
 from uml.supervisor.machine import Machine
 from uml.supervisor.placement import Demand, Placement, Rules, place, place_layers
 from uml.supervisor.places import places
@@ -20,6 +22,54 @@ from uml.supervisor.states import Need
 if TYPE_CHECKING:
     from uml.supervisor.config import Config
     from uml.supervisor.registry import Model, Registry
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A model with every number decided. options: with its place. estimate: bytes per device by
+    arithmetic, without what is parked; learned: what it took before, run like this; bytes: what to
+    lease."""
+
+    spec: BackendSpec
+    options: dict[str, Any]
+    guess: MemoryEstimate
+    placed: Placement
+    estimate: Bytes
+    learned: Bytes | None
+    bytes: Bytes
+
+    @property
+    def arithmetic(self) -> str:
+        if self.learned is None:
+            return self.guess.arithmetic
+        took = " and ".join(f"{size(n)} of {d}" for d, n in self.learned.items() if n)
+        return f"{self.guess.arithmetic}; it took {took} before"
+
+    @property
+    def error(self) -> float | None:
+        """How far the arithmetic is above (below: negative) what was measured, as a share of it."""
+        measured = sum((self.learned or {}).values())
+        return sum(self.estimate.values()) / measured - 1 if measured else None
+
+    def to_map(self) -> dict[str, Any]:
+        """For `show`."""
+        guess = self.guess
+        return {
+            "options": self.options,
+            "place": self.placed.reason,
+            "estimate": {
+                "weights_bytes": guess.weights_bytes,
+                "kv_bytes": guess.kv_bytes,
+                "compute_bytes": guess.compute_bytes,
+                "process_bytes": guess.process_bytes,
+                "total_bytes": sum(self.estimate.values()),
+                "parked_bytes": guess.parked_bytes,
+                "bytes": self.estimate,
+            },
+            "footprint": self.learned,
+            "error": self.error,
+            "lease": self.bytes,
+        }
 
 
 class Needs:
@@ -36,12 +86,13 @@ class Needs:
         specs: Mapping[str, BackendSpec],
         machine: Machine,
         conversations: Conversations,
+        footprints: Footprints,
         kinds: Callable[[str], tuple[str, ...]] | None = None,
         room: Callable[[str], int] | None = None,
     ) -> None:
         self._config, self._registry = config, registry
         self._specs, self._machine = specs, machine
-        self._conversations = conversations
+        self._conversations, self._footprints = conversations, footprints
         self._kinds, self._room = kinds or (lambda name: specs[name].devices), room
 
     def need(
@@ -51,6 +102,25 @@ class Needs:
 
         Raises: InvalidModel (broken, or of a format nobody here runs), BadRequest.
         """
+        sized = self.size(model, options)
+        own = self._config.for_model(model.id)
+        return Need(
+            model=model.id,
+            backend=sized.spec.name,
+            bytes=sized.bytes,
+            process_bytes={"ram": sized.spec.process_bytes},
+            n_ctx=int(sized.options.get("n_ctx") or 0),
+            keep_alive_s=self._stay(model, keep_alive_s),
+            pinned=own.pinned,
+            priority=own.priority,
+            places=places(model.id, self._config.models, self._identify),
+            load_s=self._registry.load_seconds(model.id),
+            arithmetic=sized.arithmetic,
+            options=sized.options,
+        )
+
+    def size(self, model: Model, options: Mapping[str, Any] | None = None) -> Sized:
+        """What `model` takes and where. Raises: as `need`."""
         if model.error or model.facts is None:
             raise InvalidModel(f"{model.id} cannot be loaded: {model.error}", param="model")
         spec = self._specs.get(model.backend or "")
@@ -58,27 +128,21 @@ class Needs:
             raise InvalidModel(f"no backend here runs {model.facts.format} files", param="model")
         resolved = resolve_options(model.facts, {**model.options, **_checked(options)})
         guess = estimate(model.facts, resolved, spec.process_bytes)
-        placed = self._place(model.facts, guess, spec, resolved)
-        own = self._config.for_model(model.id)
-        return Need(
-            model=model.id,
-            backend=spec.name,
-            bytes=placed.bytes,
-            process_bytes={"ram": spec.process_bytes},
-            n_ctx=int(resolved.get("n_ctx") or 0),
-            keep_alive_s=self._stay(model, keep_alive_s),
-            pinned=own.pinned,
-            priority=own.priority,
-            places=places(model.id, self._config.models, self._identify),
-            load_s=self._registry.load_seconds(model.id),
-            arithmetic=guess.arithmetic,
-            options=_with_place(resolved, placed),
-        )
+        demand = _demand(model.facts, guess, spec)
+        placed = self._place(demand, spec, resolved)
+        told = _with_place(resolved, placed)
+        learned = self._footprints.learned(model.content_hash, spec.name, told)
+        parked = {"ram": guess.parked_bytes}
+        lease = placed.bytes
+        if learned:
+            least = add(floor(demand, placed), parked)
+            lease = largest([placed.bytes | add(learned, parked), least])
+        by_arithmetic = {d: n - parked.get(d, 0) for d, n in placed.bytes.items()}
+        return Sized(spec, told, guess, placed, by_arithmetic, learned, lease)
 
     def _place(
         self,
-        facts: ModelFacts,
-        guess: MemoryEstimate,
+        demand: Demand,
         spec: BackendSpec,
         options: Mapping[str, Any],
     ) -> Placement:
@@ -90,7 +154,6 @@ class Needs:
         if wanted is not None and any(d.kind != "ram" for d in usable):
             kinds = tuple(k for k in kinds if k != "cpu")  # there or nowhere
         rules = Rules(kinds, spec.split, spec.offload)
-        demand = _demand(facts, guess, spec)
         layers = options.get("n_gpu_layers")
         caps = {name: self._cap(d) for name, d in devices.items()}
         room = {name: self._room(name) for name in devices} if self._room else None
@@ -165,7 +228,7 @@ def _demand(facts: ModelFacts, guess: MemoryEstimate, spec: BackendSpec) -> Dema
         tail_bytes=tail,
         compute_bytes=guess.compute_bytes,
         context_bytes=spec.context_bytes,
-        process_bytes=guess.process_bytes,
+        process_bytes=guess.process_bytes + guess.parked_bytes,
         layers=facts.block_count,
         heads=facts.head_count,
     )

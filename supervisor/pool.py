@@ -24,11 +24,12 @@ from uml.protocol.errors import (
 )
 from uml.protocol.models import BackendSpec
 from uml.supervisor import states
-from uml.supervisor.budget import Budget, Bytes
+from uml.supervisor.budget import Budget
 from uml.supervisor.commands import Commands
 from uml.supervisor.conversations import Conversations
 from uml.supervisor.crew import Crew
 from uml.supervisor.events import Events
+from uml.supervisor.footprints import Footprints
 from uml.supervisor.machine import Machine
 from uml.supervisor.needs import Needs
 from uml.supervisor.scheduler import Scheduler
@@ -72,8 +73,16 @@ class Pool:
         )
         self.scheduler = Scheduler(Budget(config.budget, config.reserve_bytes), limits)
         room = self.scheduler.budget.available
+        self.footprints = Footprints(registry, environments.version)
         self._needs = Needs(
-            config, registry, specs, machine, self.conversations, environments.devices, room
+            config,
+            registry,
+            specs,
+            machine,
+            self.conversations,
+            self.footprints,
+            environments.devices,
+            room,
         )
         self.crew = Crew(config.home, environments, machine, events)
         self.serving = Serving(self, self._needs, environments, self._ignores_cancel)
@@ -179,6 +188,9 @@ class Pool:
         model = (state.model if state else None) or ""
         if worker:
             self._calls.on_worker_lost(worker, Cancelled(f"cut: {model} {reason}"))
+        if worker and worker.exit is None:
+            self.look_at_footprint(worker_id)
+        self.footprints.end(worker_id)
         residue = await self.crew.release(worker_id, model, reason)
         self._kills.pop(worker_id, None)
         self.measure()
@@ -199,6 +211,8 @@ class Pool:
             return
         match message:
             case messages.Done():
+                if self.footprints.due(worker.id):
+                    self.look_at_footprint(worker.id)
                 self._calls.on_message(message)
             case messages.Beat():
                 vital.beat(message, self.now())
@@ -234,7 +248,9 @@ class Pool:
             seconds = round(now - vital.load_started, 3)
             vital.load_s = seconds
             self._registry.record_load(state.need.model, seconds)
-            self._registry.record_footprint(state.need.model, self._footprint(worker, ready))
+            need, model = state.need, self.serving.models[state.need.model]
+            held = self.crew.footprint(worker.id, self.scheduler.budget.devices)
+            self.footprints.begin(worker.id, model.content_hash, need.backend, need.options, held)
             self._events.emit(
                 "worker.ready", worker=worker.id, model=state.need.model, load_s=seconds
             )
@@ -242,11 +258,11 @@ class Pool:
         self.feed(self.scheduler.on_ready(worker.id, ready.slots, now))
         self.conversations.prune()
 
-    def _footprint(self, worker: Worker, ready: messages.Ready) -> Bytes:
-        """Bytes the loaded model takes: as the devices and the kernel count them."""
-        used = self._machine.used_by(worker.pids())
-        weights = ready.memory.get("mapped", 0)
-        return {**used, "ram": used.get("ram", 0) + weights}
+    def look_at_footprint(self, worker_id: str) -> None:
+        """Is it at its peak?"""
+        if self.footprints.lives(worker_id):
+            held = self.crew.footprint(worker_id, self.scheduler.budget.devices)
+            self.footprints.look(worker_id, held)
 
     def on_exit(self, worker: Worker, how: str) -> None:
         state = self.scheduler.workers.get(worker.id)

@@ -29,7 +29,12 @@ CREATE TABLE IF NOT EXISTS files (
 CREATE TABLE IF NOT EXISTS measured (
     model TEXT, what TEXT, value TEXT, at REAL, PRIMARY KEY (model, what)
 );
+CREATE TABLE IF NOT EXISTS footprints (
+    hash TEXT, key TEXT, lives TEXT, at REAL, PRIMARY KEY (hash, key)
+);
 """
+#: Ways of running one model whose footprints are remembered.
+_FOOTPRINTS = 32
 #: Facts read by an older version of the readers are read again.
 _VERSION = 2
 
@@ -126,6 +131,27 @@ class Records:
             "SELECT value FROM measured WHERE model = ? AND what = ?", (model_id, what)
         ).fetchone()
         return json.loads(row["value"]) if row else None
+
+    def save_footprint(self, content_hash: str, key: str, lives: list[dict[str, int]]) -> None:
+        """Remember what a file took when it was run so; without lives, forget it."""
+        with suppress(sqlite3.OperationalError), self._transaction():
+            self._db.execute(
+                "DELETE FROM footprints WHERE hash = ? AND key = ?", (content_hash, key)
+            )
+            if lives:
+                row = content_hash, key, json.dumps(lives), time.time()
+                self._db.execute("INSERT INTO footprints VALUES (?, ?, ?, ?)", row)
+                self._db.execute(
+                    "DELETE FROM footprints WHERE hash = ? AND key NOT IN (SELECT key FROM "
+                    "footprints WHERE hash = ? ORDER BY at DESC LIMIT ?)",
+                    (content_hash, content_hash, _FOOTPRINTS),
+                )
+
+    def footprint(self, content_hash: str, key: str) -> list[dict[str, int]] | None:
+        row = self._db.execute(
+            "SELECT lives FROM footprints WHERE hash = ? AND key = ?", (content_hash, key)
+        ).fetchone()
+        return json.loads(row["lives"]) if row else None
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

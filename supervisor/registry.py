@@ -247,13 +247,13 @@ class Registry:
         value = self._records.measured(model_id, "load_s")
         return None if value is None else float(value)
 
-    def record_footprint(self, model_id: str, bytes_by_device: Mapping[str, int]) -> None:
-        self._records.measure(model_id, "footprint", dict(bytes_by_device))
+    def record_footprint(self, content_hash: str, key: str, lives: list[dict[str, int]]) -> None:
+        if content_hash:
+            self._records.save_footprint(content_hash, key, lives)
 
-    def footprint(self, model_id: str) -> dict[str, int] | None:
-        """Bytes per device that the model took when it was last loaded."""
-        value = self._records.measured(model_id, "footprint")
-        return None if value is None else dict(value)
+    def footprint(self, content_hash: str, key: str) -> list[dict[str, int]] | None:
+        """Peak bytes per device of each of a file's last lives, run in the way that `key` names."""
+        return self._records.footprint(content_hash, key)
 
     def record_bench(self, model_id: str, figures: Mapping[str, Any]) -> None:
         self._records.measure(model_id, "bench", dict(figures))

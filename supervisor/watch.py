@@ -49,6 +49,7 @@ class Vital:
         if beat.progress != self.progress or (self.ready_at and not beat.busy):
             self.moved_at = now
         self.progress, self.busy = beat.progress, beat.busy
+        self.reported = beat.memory or self.reported
 
 
 class Watch:
@@ -116,6 +117,8 @@ class Watch:
                 pool.failed(state.id, Stalled(f"{name} produced nothing for {stall:g} s"))
             elif state.state is State.LOADING and state.need:
                 self._within_lease(state.id, name, state.need.bytes)
+            elif state.busy:
+                pool.look_at_footprint(state.id)
 
     def _within_lease(self, worker_id: str, name: str, lease: dict[str, int]) -> None:
         """A load that takes more than it was granted endangers everybody: it is ended."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from uml.protocol.errors import UmlError
 from uml.supervisor.cli import output, remote, words
 from uml.supervisor.cli.output import Cell
 from uml.supervisor.cli.parsing import Commands, json_option, remote_options
@@ -105,9 +107,7 @@ def _describe_running(client: Client, name: str) -> dict[str, Any]:
 
 def _describe(name: str) -> dict[str, Any]:
     """What is known of a model when nobody runs it."""
-    from uml.plugins.loader import load_specs
     from uml.protocol.errors import InvalidModel
-    from uml.supervisor.estimates import estimate, resolve_options
 
     config = remote.load()
     with remote.registry(config) as registry:
@@ -118,21 +118,10 @@ def _describe(name: str) -> dict[str, Any]:
         found = summary(model) | {
             "paths": list(model.file.paths),
             "load_s": registry.load_seconds(model.id),
-            "footprint": registry.footprint(model.id),
             "bench": registry.bench(model.id),
         }
-        spec = load_specs(config.home).get(model.backend or "")
-    if model.facts and spec:
-        options = resolve_options(model.facts, model.options)
-        guess = estimate(model.facts, options, spec.process_bytes)
-        found["options"] = options
-        found["estimate"] = {
-            "weights_bytes": guess.weights_bytes,
-            "kv_bytes": guess.kv_bytes,
-            "compute_bytes": guess.compute_bytes,
-            "process_bytes": guess.process_bytes,
-            "total_bytes": guess.total_bytes,
-        }
+        with contextlib.suppress(UmlError), remote.needs(config, registry) as needs:
+            found |= needs.size(model).to_map()
     if model.facts:
         found["facts"] = {
             "name": model.facts.name,
@@ -217,30 +206,31 @@ def _speed(bench: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:
 
 def _memory(found: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:
     """The estimate beside what was measured, and how far off it was."""
-    guess, measured = found.get("estimate") or {}, found.get("footprint") or {}
+    guess, measured = found.get("estimate") or {}, found.get("footprint")
     lines: list[tuple[str, Cell | str]] = []
-    total = guess.get("total_bytes")
-    if total:
-        parts = ", ".join(
-            f"{words.size(guess[key])} {name}"
-            for key, name in (
-                ("weights_bytes", "weights"),
-                ("kv_bytes", "context"),
-                ("compute_bytes", "compute"),
-                ("process_bytes", "process"),
-            )
-            if guess.get(key)
+    if not guess:
+        return lines
+    lines.append(("place", str(found.get("place") or "-")))
+    parts = ", ".join(
+        f"{words.size(guess[key])} {name}"
+        for key, name in (
+            ("weights_bytes", "weights"),
+            ("kv_bytes", "context"),
+            ("compute_bytes", "compute"),
+            ("process_bytes", "process"),
         )
-        lines.append(("estimate", f"{words.size(total)}: {parts}"))
+        if guess.get(key)
+    )
+    lines.append(("estimate", f"{words.size(guess['total_bytes'])}: {parts}"))
     if measured:
-        text = words.on_devices(measured)
-        held = sum(measured.values())
-        if total and held:
-            text += f"; the estimate is {abs(total - held) / held:.0%} "
-            text += "above" if total > held else "below"
-        lines.append(("measured", text))
-    elif total:
-        lines.append(("measured", Cell("not loaded yet", "dim")))
+        off = found.get("error") or 0.0
+        text = f"{words.on_devices(measured)} at most; the estimate is {abs(off):.1%} "
+        lines.append(("measured", text + ("above" if off > 0 else "below")))
+    else:
+        lines.append(("measured", Cell("not loaded yet with these options", "dim")))
+    if guess.get("parked_bytes"):
+        kept = f"{words.size(guess['parked_bytes'])} for conversations that are parked"
+        lines.append(("besides", kept))
     return lines
 
 

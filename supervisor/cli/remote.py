@@ -13,6 +13,7 @@ from uml.supervisor.cli.failures import Failure
 if TYPE_CHECKING:
     from uml.supervisor.client import Client
     from uml.supervisor.config import Config
+    from uml.supervisor.needs import Needs
     from uml.supervisor.registry import Registry
 
 #: Seconds a supervisor has to answer the question whether it is there.
@@ -100,3 +101,24 @@ def registry(config: Config) -> Iterator[Registry]:
         yield found
     finally:
         found.close()
+
+
+@contextlib.contextmanager
+def needs(config: Config, registry: Registry) -> Iterator[Needs]:
+    """What models would take on this machine, without a supervisor."""
+    from uml.plugins.loader import load_specs
+    from uml.supervisor.config import cache_dir
+    from uml.supervisor.conversations import Conversations
+    from uml.supervisor.environments import Environments
+    from uml.supervisor.footprints import Footprints
+    from uml.supervisor.machine import Machine
+    from uml.supervisor.needs import Needs
+
+    specs, machine = load_specs(config.home), Machine(config.fake_device)
+    environments = Environments(config.home, cache_dir(), specs)
+    kept = Conversations(config.home, config.conversations_bytes)
+    footprints = Footprints(registry, environments.version)
+    try:
+        yield Needs(config, registry, specs, machine, kept, footprints, environments.devices)
+    finally:
+        machine.close()

@@ -356,11 +356,21 @@ def test_remove_deletes_only_what_is_ours(opened: Open, tmp_path: Path) -> None:
 
 def test_measurements_survive_a_restart(opened: Open, tmp_path: Path) -> None:
     registry = opened()
-    assert registry.load_seconds("m") is None and registry.footprint("m") is None
+    assert registry.load_seconds("m") is None and registry.footprint("hash", "so") is None
     registry.record_load("m", 1.5)
-    registry.record_footprint("m", {"ram": 10})
+    registry.record_footprint("hash", "so", [{"ram": 10}])
     again = opened()
-    assert again.load_seconds("m") == 1.5 and again.footprint("m") == {"ram": 10}
+    assert again.load_seconds("m") == 1.5 and again.footprint("hash", "so") == [{"ram": 10}]
+
+
+def test_footprints_of_a_file_are_bounded_and_the_newest_stay(opened: Open) -> None:
+    registry = opened()
+    for number in range(100):
+        registry.record_footprint("hash", f"k{number}", [{"ram": number}])
+    registry.record_footprint("other", "k0", [{"ram": 7}])
+    assert registry.footprint("hash", "k99") == [{"ram": 99}]
+    assert registry.footprint("hash", "k0") is None
+    assert registry.footprint("other", "k0") == [{"ram": 7}]
 
 
 def test_unreadable_file_is_listed_with_the_reason(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from uml.workers.backends.llama_cpp.engine import Engine
     from uml.workers.backends.llama_cpp.load import Loaded
     from uml.workers.backends.llama_cpp.log import Log
+    from uml.workers.backends.llama_cpp.prefix import Shelf
     from uml.workers.backends.llama_cpp.prepare import Preparer
 
 #: How long a thread in Python may keep the decode loop waiting, in seconds (5 ms is the default).
@@ -31,6 +32,7 @@ class LlamaCpp(Backend):
         self._loaded: Loaded | None = None
         self._engine: Engine | EmbedEngine | None = None
         self._preparer: Preparer | None = None
+        self._shelf: Shelf | None = None
 
     def versions(self) -> dict[str, str]:
         import llama_cpp
@@ -83,7 +85,10 @@ class LlamaCpp(Backend):
         return engine.busy, engine.queued + waiting, engine.steps
 
     def memory(self) -> dict[str, int]:
-        return self._loaded.memory if self._loaded else {}
+        if self._loaded is None:
+            return {}
+        parked = self._shelf.private_bytes if self._shelf else 0
+        return self._loaded.memory | {"parked": parked}
 
     @property
     def _embedder(self) -> Any:
@@ -97,6 +102,7 @@ class LlamaCpp(Backend):
 
         options, vocab = loaded.options, loaded.vocab
         slots = make_slots(loaded.model, loaded.context, options)
+        self._shelf = slots.shelf
         engine = Engine(
             vocab,
             slots,

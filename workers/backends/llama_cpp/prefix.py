@@ -57,6 +57,11 @@ class Shelf:
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def private_bytes(self) -> int:
+        """What this process holds of them; those in files are the kernel's to keep."""
+        return sum(item.size for item in self._items if item.path is None)
+
     def fits(self, size: int) -> bool:
         return 0 < size <= self.limit
 
