@@ -98,7 +98,7 @@ def estimate(facts: ModelFacts, options: Mapping[str, Any], process_bytes: int) 
             (kv, f"KV cache ({cells} cells x {kv / cells / 1000:.1f} KB)"),
             (compute, "compute"),
             (process, "process"),
-            (parked, "for parked conversations"),
+            (parked, "parked conversations"),
         ),
     )
 
