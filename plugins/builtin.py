@@ -29,6 +29,33 @@ LLAMA_CPP = BackendSpec(
     context_bytes=320 * 1024 * 1024,
 )
 
+WHISPER_CPP = BackendSpec(
+    name="whisper_cpp",
+    worker="uml.workers.backends.whisper_cpp:WhisperCpp",
+    description="Whisper models by whisper.cpp: speech to text",
+    formats=("whisper",),
+    tasks=("transcribe",),
+    requirements=("pywhispercpp==1.5.1", "av==18.1.0"),
+    imports="_pywhispercpp",
+    environ={"GOMP_SPINCOUNT": "1000"},
+    process_bytes=64 * 1024 * 1024,
+    licence="MIT",
+    # It cannot be stopped within half of a window's first look, which is long for large models.
+    cancel_s=1.0,
+)
+
+PIPER = BackendSpec(
+    name="piper",
+    worker="uml.workers.backends.piper:Piper",
+    description="Piper voices: text to speech",
+    formats=("piper",),
+    tasks=("speak",),
+    requirements=("piper-tts==1.8.0", "av==18.1.0"),
+    imports="piper",
+    process_bytes=96 * 1024 * 1024,
+    licence="GPL-3.0-or-later",
+)
+
 FAKE = BackendSpec(
     name="fake",
     worker="uml.workers.backends.fake:Fake",
@@ -46,4 +73,6 @@ FAKE = BackendSpec(
 def register(registry: Registry) -> None:
     """Called by the loader, like any plugin's."""
     registry.backend(LLAMA_CPP)
+    registry.backend(WHISPER_CPP)
+    registry.backend(PIPER)
     registry.backend(FAKE)

@@ -12,14 +12,23 @@ _QUANT = re.compile(
     r"[-_.](?P<quant>(?:ud-)?(?:i?q\d+(?:_[a-z0-9]+)*|tq\d_\d|bf16|f16|f32|fp16|mxfp4(?:_moe)?))$",
     re.IGNORECASE,
 )
-_ENDING = re.compile(r"\.(gguf|fake\.json)$", re.IGNORECASE)
+_ENDING = re.compile(r"\.(gguf|fake\.json|bin|onnx)$", re.IGNORECASE)
+#: Piper's way of naming voices, and whisper.cpp's of naming models.
+_VOICE = re.compile(r"[a-z]{2,3}_[A-Z]{2}-(?P<name>[^-]+)-(?P<quality>x_low|low|medium|high)\.onnx")
+_GGML = re.compile(r"ggml-(?P<name>.+\.bin)", re.IGNORECASE)
 
 
 def split_name(file_name: str) -> tuple[str, str]:
     """(id without quantisation, quantisation or "") of a model file's name.
 
-    `SmolLM2-135M-Instruct.Q4_1.gguf` -> (`smollm2-135m-instruct`, `q4-1`).
+    `SmolLM2-135M-Instruct.Q4_1.gguf` -> (`smollm2-135m-instruct`, `q4-1`); `ggml-tiny.en.bin` ->
+    (`whisper-tiny-en`, ""); of a voice the quality: `en_US-joe-medium.onnx` -> (`joe`, `medium`).
     """
+    if voice := _VOICE.fullmatch(file_name):
+        return slug(voice["name"]), slug(voice["quality"])
+    if ggml := _GGML.fullmatch(file_name):
+        name = re.sub(r"\.en\b", "-en", ggml["name"])
+        return split_name(name if "whisper" in name.lower() else f"whisper-{name}")
     stem = _SHARD.sub("", _ENDING.sub("", file_name))
     match = _QUANT.search(stem)
     quant = slug(match["quant"]) if match else ""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from uml.protocol.errors import Conflict, InvalidModel, ModelNotFound
 from uml.protocol.models import BackendSpec, ModelFacts, ModelFile
-from uml.supervisor.formats import gguf, read_facts
+from uml.supervisor.formats import files, format_of, read_facts
 from uml.supervisor.names import nearest
 from uml.supervisor.projectors import Part, attach
 from uml.supervisor.records import Record, Records
@@ -274,7 +274,7 @@ def _look(path: str) -> tuple[ModelFile | None, str | None]:
     """(the model's files as they are now, what is missing of them); None when nothing is there."""
     missing = None
     try:
-        paths = gguf.shards(path)
+        paths = files(path)
     except InvalidModel as e:
         paths, missing = (path,), e.message
     found = []
@@ -288,7 +288,7 @@ def _look(path: str) -> tuple[ModelFile | None, str | None]:
             missing = f"{_UNREADABLE}{e.strerror}"
     file = ModelFile(
         paths=paths,
-        format="fake" if path.endswith(".fake.json") else "gguf",
+        format=format_of(path),
         size_bytes=sum(s.st_size for s in found),
         mtime_ns=max((s.st_mtime_ns for s in found), default=0),
     )

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from uml.supervisor.formats import is_model
-from uml.supervisor.formats.gguf import first_shard
+from uml.supervisor.formats import head, is_model
 
 #: Folders nested deeper than this are not searched.
 _DEPTH = 8
@@ -97,7 +96,7 @@ class Scanner:
         files, folders = self._list(folder)
         seen = set()
         for name in files:
-            if is_model(name) and (first := first_shard(name)) not in seen:
+            if is_model(name, files) and (first := head(name)) not in seen:
                 seen.add(first)
                 yield Found(os.path.join(folder, first), first, source)
         if depth < _DEPTH:

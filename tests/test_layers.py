@@ -23,7 +23,7 @@ MAY_IMPORT = {
 #: Libraries that live in a backend's own environment.
 BACKEND_LIBRARIES = {
     *("llama_cpp", "vllm", "torch", "transformers", "numpy", "pywhispercpp", "piper"),
-    *("exllamav2", "exllamav3", "gguf", "jinja2"),
+    *("exllamav2", "exllamav3", "gguf", "jinja2", "_pywhispercpp", "onnxruntime", "av"),
 }
 #: What the supervisor has and a backend's environment does not.
 SUPERVISOR_LIBRARIES = {"aiohttp", "psutil", "rich", "pynvml", "openai", "huggingface_hub"}

@@ -1,4 +1,4 @@
-"""What a file on disk is: one module per format, each with `read_facts(path)`.
+"""What a file on disk is: one module per format.
 
 Only headers are read. A file that is broken is refused here with its reason, before any worker is
 spent on it (some libraries crash on such files).
@@ -7,22 +7,63 @@ spent on it (some libraries crash on such files).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Collection
+from typing import Protocol
 
 from uml.protocol.errors import InvalidModel
 from uml.protocol.models import ModelFacts
-from uml.supervisor.formats import fake, gguf
-
-#: File name's ending -> what reads its facts.
-READERS: dict[str, Callable[[str], ModelFacts]] = {
-    ".gguf": gguf.read_facts,
-    ".fake.json": fake.read_facts,
-}
+from uml.supervisor.formats import fake, gguf, piper, whisper
 
 
-def is_model(name: str) -> bool:
-    """Whether a file of this name could be a model."""
-    return name.lower().endswith(tuple(READERS))
+class Format(Protocol):
+    """What a format's module has to offer."""
+
+    #: Of its files' names, the main file's first.
+    ENDINGS: tuple[str, ...]
+
+    def is_model(self, name: str, beside: Collection[str]) -> bool:
+        """Whether a file could be one, by its name and those of the files beside it."""
+
+    def head(self, name: str) -> str:
+        """The name of the file that stands for the model which a file is a part of."""
+
+    def files(self, path: str) -> tuple[str, ...]:
+        """All of the model's files, main file first. Raises: InvalidModel when one is missing."""
+
+    def read_facts(self, path: str) -> ModelFacts:
+        """Raises: InvalidModel, OSError."""
+
+
+#: `ModelFacts.format` -> its module.
+FORMATS: dict[str, Format] = {"gguf": gguf, "fake": fake, "whisper": whisper, "piper": piper}
+
+
+def is_model(name: str, beside: Collection[str] = ()) -> bool:
+    """Whether a file of this name, with these beside it, could be a model."""
+    return any(known.is_model(name, beside) for known in FORMATS.values())
+
+
+def format_of(path: str) -> str:
+    """The format of a model's file, by its name; blobs of other programs' stores have no ending
+    and are GGUF."""
+    name = os.path.basename(path).lower()
+    return next((key for key, known in FORMATS.items() if name.endswith(known.ENDINGS)), "gguf")
+
+
+def ending_of(name: str) -> str | None:
+    """The ending by which a file's format is known."""
+    endings = (e for known in FORMATS.values() for e in known.ENDINGS)
+    return next((e for e in endings if name.lower().endswith(e)), None)
+
+
+def head(name: str) -> str:
+    """The name of the file that stands for the model which a file is a part of."""
+    return FORMATS[format_of(name)].head(name)
+
+
+def files(path: str) -> tuple[str, ...]:
+    """All files of the model at `path`, that one first. Raises: InvalidModel: one is missing."""
+    return FORMATS[format_of(path)].files(path)
 
 
 def read_facts(path: str) -> ModelFacts:
@@ -32,10 +73,9 @@ def read_facts(path: str) -> ModelFacts:
     """
     if not os.path.exists(path):
         raise FileNotFoundError(path)
-    for ending, reader in READERS.items():
-        if path.lower().endswith(ending):
-            return reader(path)
+    if ending_of(path):
+        return FORMATS[format_of(path)].read_facts(path)
     with open(path, "rb") as f:
-        if f.read(4) == gguf.MAGIC:  # blobs of other programs' stores have no ending
+        if f.read(4) == gguf.MAGIC:
             return gguf.read_facts(path)
     raise InvalidModel(f"{os.path.basename(path)} is of no format known here")

@@ -8,19 +8,33 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from typing import Any
 
 from uml.protocol.errors import InvalidModel
 from uml.protocol.models import ModelFacts
 
-_SUFFIX = ".fake.json"
+ENDINGS = (".fake.json",)
+
+
+def is_model(name: str, beside: Collection[str]) -> bool:
+    del beside
+    return name.lower().endswith(ENDINGS)
+
+
+def head(name: str) -> str:
+    return name
+
+
+def files(path: str) -> tuple[str, ...]:
+    return (path,)
 
 
 def read_facts(path: str) -> ModelFacts:
     """Raises: InvalidModel."""
     try:
         with open(path, encoding="utf-8") as f:
-            return _facts(json.load(f), os.path.basename(path).removesuffix(_SUFFIX))
+            return _facts(json.load(f), os.path.basename(path).removesuffix(ENDINGS[0]))
     except (ValueError, TypeError, AttributeError, RecursionError) as e:
         raise InvalidModel(f"not a fake model's JSON: {e}") from e
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from uml.protocol.errors import InvalidModel
@@ -16,7 +16,9 @@ from uml.protocol.models import ModelFacts
 from uml.supervisor.formats.gguf_header import MAGIC, Counted, Header, Tensor, read_header
 from uml.supervisor.formats.gguf_layers import DIFFUSION, ENCODERS, Layers, number, read_layers
 
-__all__ = ["MAGIC", "first_shard", "read_facts", "shard_number", "shards"]
+__all__ = ["ENDINGS", "MAGIC", "files", "head", "is_model", "read_facts", "shard_number"]
+
+ENDINGS = (".gguf",)
 
 _SHARD = re.compile(
     r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<ending>\.gguf)$", re.IGNORECASE
@@ -65,7 +67,12 @@ _PARTS = {"adapter": "a LoRA adapter", "imatrix": "an importance matrix"}
 _RANK_POOLING = 4
 
 
-def shards(path: str) -> tuple[str, ...]:
+def is_model(name: str, beside: Collection[str]) -> bool:
+    del beside
+    return name.lower().endswith(ENDINGS)
+
+
+def files(path: str) -> tuple[str, ...]:
     """All files of the model that `path` belongs to, first one first.
 
     Raises: InvalidModel when one is missing.
@@ -85,7 +92,7 @@ def shards(path: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def first_shard(name: str) -> str:
+def head(name: str) -> str:
     """The name of the first part of the model that a file is a part of."""
     match = _SHARD.match(name)
     return _part(match, 1) if match else name
@@ -106,7 +113,7 @@ def read_facts(path: str) -> ModelFacts:
 
     Raises: InvalidModel with the reason; OSError.
     """
-    parts = shards(path)
+    parts = files(path)
     header = read_header(parts[0])
     tensors = [t for part in parts[1:] for t in read_header(part).tensors]
     return _facts(header, [*header.tensors, *tensors])

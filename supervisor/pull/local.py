@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from uml.protocol.errors import BadRequest
-from uml.supervisor.formats import gguf
+from uml.supervisor import formats
 from uml.supervisor.pull.place import Place, need_space, same_content
 
 
@@ -15,7 +15,7 @@ def fetch(path: Path, place: Place) -> list[Path]:
     """All files of the model at `path`. Raises: BadRequest, InvalidModel (a shard is missing)."""
     if path.is_dir():
         raise BadRequest(f"{path} is a folder: give the model's file (its first part)")
-    parts = [Path(part) for part in gguf.shards(str(path))]
+    parts = [Path(part) for part in formats.files(str(path))]
     names = [part.name for part in parts]
     if there := place.already(names, lambda i, target: same_content(target, parts[i])):
         return there

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uml.protocol.errors import BadRequest, Conflict, TooLarge
-from uml.supervisor.formats import READERS
+from uml.supervisor.formats import ending_of
 
 #: Told (stage, bytes done, bytes in all or 0).
 Report = Callable[[str, int, int], None]
@@ -61,7 +61,7 @@ def check_name(name: str) -> None:
 
 def _with_ending(wanted: str, name: str) -> str:
     """`wanted` with the ending by which `name`'s format is known: a file without one is GGUF."""
-    ending = next((e for e in READERS if name.lower().endswith(e)), ".gguf")
+    ending = ending_of(name) or ".gguf"
     return wanted if wanted.lower().endswith(ending) else wanted + ending
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.supervisor.formats.ggufs import LLAMA, TENSORS, gguf, text, value, write
 from uml.protocol.errors import InvalidModel
 from uml.supervisor.formats import gguf_header, read_facts
-from uml.supervisor.formats.gguf import shards
+from uml.supervisor.formats.gguf import files
 
 
 def test_facts_of_a_chat_model(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match=r"part 2 of 2 is missing: m-00002-of-00002\.gguf"):
         read_facts(str(one))
     two = write(tmp_path / "m-00002-of-00002.gguf", tensors={"b": ((64,), 0, 256)})
-    assert shards(str(one)) == (str(one), str(two))
+    assert files(str(one)) == (str(one), str(two))
     assert read_facts(str(one)).weights_bytes == 128 + 256
 
 

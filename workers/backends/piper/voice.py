@@ -1,0 +1,77 @@
+"""A loaded voice. Source: piper's `PiperVoice`, whose parts are used one by one: the session with
+threads of our number, sentences cut to a length that bounds memory and waiting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from piper import PiperVoice, SynthesisConfig
+from piper.config import PiperConfig
+
+from uml.protocol.errors import BadRequest, InvalidModel
+from uml.workers.backends.piper.text import blocks, breaths
+
+
+class Voice:
+    """rate: samples a second. Threads may share it."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        with open(f"{path}.json", encoding="utf-8") as f:
+            said = json.load(f)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = max(1, threads)
+        options.inter_op_num_threads = 1
+        try:
+            session = onnxruntime.InferenceSession(
+                path, sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as e:  # the library's errors have no common base
+            raise InvalidModel(f"{path} is no network that onnxruntime takes: {e}") from e
+        self._voice = PiperVoice(session=session, config=PiperConfig.from_dict(said))
+        self._speakers: dict[str, int] = dict(said.get("speaker_id_map") or {})
+        self._count = int(said.get("num_speakers") or 1)
+        self.rate = self._voice.config.sample_rate
+
+    def facts(self) -> dict[str, Any]:
+        config = self._voice.config
+        return {
+            "type": "tts",
+            "arch": "vits",
+            "sample_rate": self.rate,
+            "speakers": self._count,
+            "language": config.espeak_voice,
+        }
+
+    def speak(
+        self, text: str, speaker: str | None, speed: float
+    ) -> Iterator[np.ndarray[Any, Any]]:
+        """int16 samples, sentence by sentence. Raises: BadRequest for a speaker it has not."""
+        config = SynthesisConfig(
+            speaker_id=self._speaker(speaker),
+            length_scale=self._voice.config.length_scale / speed,
+        )
+        for block in blocks(text):
+            for sentence in self._voice.phonemize(block):
+                for phonemes in breaths(sentence):
+                    yield self._say(list(phonemes), config)
+
+    def _say(self, phonemes: list[str], config: Any) -> np.ndarray[Any, Any]:
+        ids = self._voice.phonemes_to_ids(phonemes)
+        audio = np.atleast_1d(self._voice.phoneme_ids_to_audio(ids, config))
+        loudest = float(np.max(np.abs(audio))) if len(audio) else 0.0
+        if loudest < 1e-8:
+            return np.zeros(len(audio), np.int16)
+        return (audio * (32767.0 / loudest)).astype(np.int16)
+
+    def _speaker(self, name: str | None) -> int | None:
+        if name is None or self._count <= 1:
+            return None
+        if name in self._speakers:
+            return self._speakers[name]
+        if name.isdecimal() and int(name) < self._count:
+            return int(name)
+        raise BadRequest(f"this voice has no speaker {name!r}", param="voice")
