@@ -21,6 +21,7 @@ from uml.protocol.errors import LoadFailed, Stalled, UmlError, from_wire
 from uml.protocol.frames import Decoder
 from uml.protocol.messages import Error, Hello, Load, Message, Ready, pack, parse
 from uml.protocol.models import BackendSpec
+from uml.supervisor.formats import files
 
 WORKER_MAIN = Path(__file__).resolve().parent.parent / "workers" / "__main__.py"
 #: Lines of the worker's stderr that go into an error.
@@ -66,7 +67,9 @@ def _ask(process: subprocess.Popen[bytes], model: Path | None, deadline: float) 
                 versions = message.versions
                 if model is None:
                     return versions
-                _write(process, Load(model.stem, [str(model)], {"n_ctx": 256, "slots": 1}))
+                _write(
+                    process, Load(model.stem, list(files(str(model))), {"n_ctx": 256, "slots": 1})
+                )
             elif isinstance(message, Ready):
                 return versions
             elif isinstance(message, Error):

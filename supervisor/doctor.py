@@ -21,6 +21,7 @@ import psutil
 
 from uml.plugins.loader import load_plugins
 from uml.supervisor import build_flags, installer, machine, tree, wheels
+from uml.supervisor.bootstrap import STARTER_BACKEND
 from uml.supervisor.config import Config, cache_dir
 from uml.supervisor.environments import Environments, InstallFailed
 from uml.supervisor.units import format_size
@@ -245,9 +246,12 @@ def _backends(config: Config) -> list[Check]:
             proof = f", canary {status.canary}" if status.canary else ""
             what = f"{status.path}, {format_size(status.size_bytes)}{proof}"
             checks.append(Check(name, "ok", what))
-        else:
-            fix = f"uml backends install {status.name}"
+            continue
+        fix = f"uml backends install {status.name}"
+        if status.path or status.name == STARTER_BACKEND:
             checks.append(Check(name, "warn", status.error or "is not installed", fix))
+        else:
+            checks.append(Check(name, "ok", f"not installed ({status.description}): {fix}"))
     return checks
 
 

@@ -7,6 +7,7 @@ never used; what an interrupted installer left is removed by the next.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -20,10 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uml.protocol.errors import BackendNotInstalled, LoadFailed, NotFound, UmlError
+from uml.protocol.errors import (
+    BackendNotInstalled,
+    InvalidModel,
+    LoadFailed,
+    NotFound,
+    UmlError,
+)
 from uml.protocol.models import BackendSpec
 from uml.supervisor import installer, wheels
 from uml.supervisor.canary import run_canary
+from uml.supervisor.formats import files, format_of, is_model
 from uml.supervisor.installer import InstallError
 from uml.supervisor.wheels import Progress
 
@@ -263,10 +271,20 @@ class Environments:
         shutil.rmtree(aside, ignore_errors=True)
 
     def _smallest_model(self, spec: BackendSpec) -> Path | None:
+        there = [p for d in self._models if d.is_dir() for p in d.iterdir() if p.is_file()]
+        names = {p.name for p in there}
         found = [
-            p for d in self._models for f in spec.formats for p in d.glob(f"*.{f}") if p.is_file()
+            p
+            for p in there
+            if is_model(p.name, names) and format_of(p.name) in spec.formats and _is_whole(p)
         ]
         return min(found, key=lambda p: p.stat().st_size, default=None)
+
+
+def _is_whole(path: Path) -> bool:
+    with contextlib.suppress(InvalidModel):
+        return bool(files(str(path)))
+    return False
 
 
 def _builds(spec: BackendSpec) -> list[str]:

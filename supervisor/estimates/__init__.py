@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from uml.protocol.models import MemoryEstimate, ModelFacts
-from uml.supervisor.estimates import fake, gguf, plain
+from uml.supervisor.estimates import fake, gguf, piper, plain, whisper
 
 __all__ = ["FORMATS", "Format", "estimate", "resolve_options"]
 
@@ -31,7 +31,7 @@ class Format(Protocol):
 
 
 #: `ModelFacts.format` -> its arithmetic; a format without one (a plugin's) is its weights.
-FORMATS: dict[str, Format] = {"gguf": gguf, "fake": fake}
+FORMATS: dict[str, Format] = {"gguf": gguf, "whisper": whisper, "piper": piper, "fake": fake}
 
 
 def resolve_options(facts: ModelFacts, options: Mapping[str, Any]) -> dict[str, Any]:

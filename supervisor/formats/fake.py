@@ -14,7 +14,7 @@ from typing import Any
 from uml.protocol.errors import InvalidModel
 from uml.protocol.models import ModelFacts
 
-ENDINGS = (".fake.json",)
+ENDINGS: tuple[str, ...] = (".fake.json",)
 
 
 def is_model(name: str, beside: Collection[str]) -> bool:

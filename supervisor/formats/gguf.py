@@ -18,7 +18,7 @@ from uml.supervisor.formats.gguf_layers import DIFFUSION, ENCODERS, Layers, numb
 
 __all__ = ["ENDINGS", "MAGIC", "files", "head", "is_model", "read_facts", "shard_number"]
 
-ENDINGS = (".gguf",)
+ENDINGS: tuple[str, ...] = (".gguf",)
 
 _SHARD = re.compile(
     r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<ending>\.gguf)$", re.IGNORECASE

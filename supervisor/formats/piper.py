@@ -16,7 +16,7 @@ from uml.protocol.errors import InvalidModel
 from uml.protocol.models import ModelFacts
 
 _CONFIG = ".json"
-ENDINGS = (".onnx", ".onnx" + _CONFIG)
+ENDINGS: tuple[str, ...] = (".onnx", ".onnx" + _CONFIG)
 #: en_US-joe-medium.onnx: language, name, quality.
 VOICE = re.compile(
     r"(?P<language>[a-z]{2,3}_[A-Z]{2})-(?P<name>[^-]+)-(?P<quality>x_low|low|medium|high)"

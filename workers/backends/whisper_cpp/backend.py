@@ -21,7 +21,7 @@ class WhisperCpp(Backend):
     until an hour of somebody else's is through, and the model is in memory once."""
 
     name: ClassVar[str] = "whisper_cpp"
-    _model: Model
+    _model: Model | None = None
 
     def versions(self) -> dict[str, str]:
         import _pywhispercpp  # noqa: F401
@@ -33,15 +33,20 @@ class WhisperCpp(Backend):
         from uml.workers.backends.whisper_cpp.model import Model
 
         progress("weights", None)
-        self._model = Model(load.files[0], load.threads)
+        model = Model(load.files[0], load.threads)
         progress("warm-up", None)
-        self._model.warm_up()
+        model.warm_up()
+        self._model = model
         slots = int(load.options.get("slots") or _SLOTS)
-        return Ready(slots=slots, facts=self._model.facts(), memory={})
+        return Ready(slots=slots, facts=model.facts(), memory={})
+
+    def stats(self) -> tuple[int, int, int]:
+        busy, queued, progress = super().stats()
+        return busy, queued, progress + (self._model.moves if self._model else 0)
 
     def transcribe(self, job: Job) -> Generator[Delta, None, dict[str, Any]]:
         from uml.workers.backends.whisper_cpp.transcribe import transcribe
 
         task = job.task
-        assert isinstance(task, Transcribe)
+        assert isinstance(task, Transcribe) and self._model
         return (yield from transcribe(self._model, task, lambda: job.cancelled))

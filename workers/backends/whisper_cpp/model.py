@@ -6,10 +6,7 @@ would work through an hour of sound in one go. Source: whisper.cpp's whisper.h.
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +14,7 @@ import _pywhispercpp as lib
 import numpy as np
 
 from uml.protocol.errors import BadRequest, Cancelled, InternalError, InvalidModel
+from uml.workers.turns import Turns
 
 _MAGIC = b"lmgg"
 #: Audio positions that the warm-up encodes, of 1500 that 30 seconds are.
@@ -74,6 +72,8 @@ class Model:
         params.use_gpu = False
         self._context = lib.whisper_init_from_file_with_params(path, params)
         self._threads, self._turns = threads, Turns()
+        #: Grows while it hears.
+        self.moves = 0
         self._text_ctx = lib.whisper_n_text_ctx(self._context)
         self.multilingual = bool(lib.whisper_is_multilingual(self._context))
         self._first_special = lib.whisper_token_eot(self._context)
@@ -117,7 +117,7 @@ class Model:
                 return encoded == 1
 
             params.set_encoder_begin_callback(one_look)
-            params.set_abort_callback(stopped)
+            params.set_abort_callback(lambda: self._leave_off(stopped))
             status = self._run(params, window)
             if stopped():
                 raise Cancelled("the transcription was cut")
@@ -125,6 +125,10 @@ class Model:
                 raise InternalError(f"whisper.cpp failed ({status})")
             language = lib.whisper_lang_str(lib.whisper_full_lang_id(self._context))
             return self._segments(times=wishes.times), language
+
+    def _leave_off(self, stopped: Callable[[], bool]) -> bool:
+        self.moves += 1
+        return stopped()
 
     def _params(self, wishes: Wishes) -> Any:
         params = lib.whisper_full_default_params(
@@ -165,38 +169,6 @@ class Model:
             mean = sum(logprobs) / len(logprobs) if logprobs else 0.0
             found.append(Heard(start, end, tokens, ids, mean))
         return found
-
-
-class Turns:
-    """A lock that is given in the order in which it was asked for."""
-
-    def __init__(self) -> None:
-        self._line: deque[object] = deque()
-        self._moved = threading.Condition()
-
-    @contextmanager
-    def mine(self, stopped: Callable[[], bool]) -> Iterator[None]:
-        """Raises: Cancelled, when it is not wanted any more."""
-        ticket = object()
-        with self._moved:
-            self._line.append(ticket)
-            try:
-                while self._line[0] is not ticket:
-                    if stopped():
-                        raise Cancelled("the transcription was cut")
-                    self._moved.wait(0.1)
-            except BaseException:
-                self._leave(ticket)
-                raise
-        try:
-            yield
-        finally:
-            with self._moved:
-                self._leave(ticket)
-
-    def _leave(self, ticket: object) -> None:
-        self._line.remove(ticket)
-        self._moved.notify_all()
 
 
 def check_language(model: Model, code: str | None) -> str:
