@@ -13,9 +13,8 @@ import resource
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TextIO
 
 from aiohttp import web
 
@@ -34,8 +33,6 @@ from uml.supervisor.machine import Machine
 from uml.supervisor.pool import Pool
 from uml.supervisor.registry import Registry
 
-#: Lines of our own log that GET /logs can give.
-_LOG_LINES = 2000
 #: How long handlers may take to say goodbye once all workers are gone.
 _GOODBYE_S = 2.0
 #: Enough for thousands of open streams; the usual soft limit is 1024.
@@ -59,9 +56,7 @@ class Supervisor:
         _check(config)
         self.config = config
         self._max_body_bytes = max_body_bytes
-        lines: deque[str] = deque(maxlen=_LOG_LINES)
-        style = "json" if config.log_format == "json" else "pretty"
-        self.events = Events(stream=_Tee(log, lines), format=style)  # type: ignore[arg-type]
+        self.events = Events(log, config.log_format, config.log_level)
         loaded = load_plugins(config.home)
         for plugin in (p for p in loaded.plugins if p.error):
             self.events.emit("plugin.failed", "warning", plugin=plugin.name, error=plugin.error)
@@ -74,7 +69,7 @@ class Supervisor:
             config, self.registry, environments, loaded.specs, self._machine, self.events
         )
         gate = Gate(config.host, config.api_key, config.allowed_hosts, config.allowed_origins)
-        self.gateway = Gateway(config, self.registry, self.pool, self.events, gate, log=lines)
+        self.gateway = Gateway(config, self.registry, self.pool, self.events, gate)
         self._runner: web.AppRunner | None = None
         self._preloading: asyncio.Task[None] | None = None
 
@@ -192,19 +187,3 @@ def _raise_file_limit() -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-class _Tee:
-    """A log's stream that also keeps its last lines."""
-
-    def __init__(self, stream: TextIO | None, lines: deque[str]) -> None:
-        self._stream, self._lines = stream, lines
-
-    def write(self, text: str) -> Any:
-        self._lines.append(text.rstrip("\n"))
-        if self._stream is not None:
-            self._stream.write(text)
-
-    def flush(self) -> None:
-        if self._stream is not None:
-            self._stream.flush()

@@ -36,11 +36,12 @@ def __getattr__(name: str) -> Any:
 
 class Client(Api):
     """base_url: default `UML_URL`, then http://127.0.0.1:8484. api_key: default `UML_API_KEY`.
-    timeout: seconds without a byte. Threads may share one: every call has its own connection.
+    timeout: seconds without a byte, None = for ever. Threads may share one: every call has its own
+    connection.
     """
 
     def __init__(
-        self, base_url: str | None = None, api_key: str | None = None, timeout: float = 600
+        self, base_url: str | None = None, api_key: str | None = None, timeout: float | None = 600
     ) -> None:
         super().__init__()
         self.base_url = wire.base_url(base_url)
@@ -54,8 +55,10 @@ class Client(Api):
             response = stream.ask(call, wire.headers(self._key, call.content()))
             if response.getheader("Content-Type", "").startswith("text/event-stream"):
                 if call.answer == "stream":
-                    return Stream(stream)
+                    return Stream(stream, (value for _, value in stream.events()))
                 return self._follow(call, stream)
+            if call.answer == "lines":
+                return Stream(stream, stream.lines())
             body = stream.read()
         except BaseException:
             stream.close()
@@ -132,6 +135,15 @@ class _Answer:
                     return
                 yield event.name, value
 
+    def lines(self) -> Iterator[str]:
+        assert self._response
+        while True:
+            with self._translated():
+                line = self._response.readline()
+            if not line:
+                return
+            yield line.decode(errors="replace").rstrip("\r\n")
+
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         try:
@@ -150,19 +162,18 @@ class _Answer:
 class Stream(Iterator[Any]):
     """Iterates over the chunks of an answer. Closing it, or losing it, cancels the request."""
 
-    def __init__(self, answer: _Answer) -> None:
-        self._answer = answer
-        self._events = answer.events()
+    def __init__(self, answer: _Answer, chunks: Iterator[Any]) -> None:
+        self._answer, self._chunks = answer, chunks
 
     def __next__(self) -> Any:
         try:
-            return next(self._events)[1]
+            return next(self._chunks)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        self._events.close()  # type: ignore[attr-defined]
+        self._chunks.close()  # type: ignore[attr-defined]
         self._answer.close()
 
     def __enter__(self) -> Stream:

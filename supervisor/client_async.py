@@ -21,7 +21,7 @@ class AsyncClient(Api):
     """
 
     def __init__(
-        self, base_url: str | None = None, api_key: str | None = None, timeout: float = 600
+        self, base_url: str | None = None, api_key: str | None = None, timeout: float | None = 600
     ) -> None:
         super().__init__()
         self.base_url = wire.base_url(base_url)
@@ -51,8 +51,10 @@ class AsyncClient(Api):
                     raise wire.error_of(response.status, await response.read(), after)
                 if response.content_type == "text/event-stream":
                     if call.answer == "stream":
-                        return AsyncStream(response, self.base_url)
+                        return AsyncStream(response, _values(response, self.base_url))
                     return await self._follow(call, response)
+                if call.answer == "lines":
+                    return AsyncStream(response, _lines(response, self.base_url))
                 body = await response.read()
         except BaseException:
             response.close()
@@ -106,6 +108,20 @@ async def _events(response: aiohttp.ClientResponse, url: str) -> AsyncIterator[t
             yield event.name, value
 
 
+async def _values(response: aiohttp.ClientResponse, url: str) -> AsyncIterator[Any]:
+    async for _, value in _events(response, url):
+        yield value
+
+
+async def _lines(response: aiohttp.ClientResponse, url: str) -> AsyncIterator[str]:
+    while True:
+        with _translated(url):
+            line = await response.content.readline()
+        if not line:
+            return
+        yield line.decode(errors="replace").rstrip("\r\n")
+
+
 @contextlib.contextmanager
 def _translated(url: str) -> Iterator[None]:
     try:
@@ -119,16 +135,15 @@ def _translated(url: str) -> Iterator[None]:
 class AsyncStream:
     """Iterates over the chunks of an answer; closing it cancels the request."""
 
-    def __init__(self, response: aiohttp.ClientResponse, url: str) -> None:
-        self._response = response
-        self._events = _events(response, url)
+    def __init__(self, response: aiohttp.ClientResponse, chunks: AsyncIterator[Any]) -> None:
+        self._response, self._chunks = response, chunks
 
     def __aiter__(self) -> AsyncStream:
         return self
 
     async def __anext__(self) -> Any:
         try:
-            return (await anext(self._events))[1]
+            return await anext(self._chunks)
         except BaseException:
             await self.close()
             raise

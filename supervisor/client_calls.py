@@ -20,12 +20,13 @@ OnProgress = Callable[[str, float | None], None]
 @dataclass(frozen=True)
 class Call:
     """answer: "json" = one value; "stream" = an iterator of them; "done" = progress events are
-    told to `on_progress` and the value of the last event is the answer; "text" = plain text."""
+    told to `on_progress` and the value of the last event is the answer; "text" = plain text;
+    "lines" = an iterator of its lines as they come."""
 
     method: str
     path: str
     body: dict[str, Any] | None = None
-    answer: Literal["json", "stream", "done", "text"] = "json"
+    answer: Literal["json", "stream", "done", "text", "lines"] = "json"
     on_progress: OnProgress | None = None
 
     def content(self) -> bytes | None:
@@ -95,10 +96,22 @@ class Api(abc.ABC):
         """Devices, workers, queues, residue and the last receipts."""
         return self._send(Call("GET", "/status"))
 
-    def logs(self, model: str | None = None, lines: int = 100) -> Any:
-        """The last lines of the supervisor's log, or of a model's worker, as one text."""
-        query = urlencode(_given({"model": model, "lines": lines}))
+    def logs(self, model: str | None = None, lines: int = 100, *, format: str | None = None) -> Any:
+        """The last lines of the supervisor's log, or of a model's worker, as one text. format:
+        "json" for an object a line."""
+        query = urlencode(_given({"model": model, "lines": lines, "format": format}))
         return self._send(Call("GET", f"/logs?{query}", answer="text"))
+
+    def follow_logs(
+        self, model: str | None = None, lines: int = 100, *, format: str | None = None
+    ) -> Any:
+        """The same lines, and then each as it comes, until the supervisor ends."""
+        query = urlencode(_given({"model": model, "lines": lines, "format": format}))
+        return self._send(Call("GET", f"/logs/stream?{query}", answer="lines"))
+
+    def events(self) -> Any:
+        """What happens, as it happens, as records with `event`, `level`, `at` and fields."""
+        return self._send(Call("GET", "/events", answer="stream"))
 
     def health(self) -> Any:
         return self._send(Call("GET", "/health"))

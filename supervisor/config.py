@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 Reader = Callable[[Any], Any]
+#: Of events, the least important first.
+_LEVELS = ("debug", "info", "warning", "error")
 
 
 class ConfigError(UmlError):
@@ -214,6 +216,7 @@ class Config:
     beat_overdue_s: float = _key("beat_overdue", _limit, 10.0)
     drain_s: float = _key("drain", _duration, 30.0)
     log_format: str = _key("log_format", _choice("text", "json"), "text")
+    log_level: str = _key("log_level", _choice(*_LEVELS), "info")
     fake_device: str | None = _key("fake_device", _secret)
     models: dict[str, ModelConfig] = _key(
         "models", lambda v: {k: _model(k, m) for k, m in _table(v).items()}, {}, env=False

@@ -7,6 +7,7 @@ receipts, last words.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -16,7 +17,7 @@ from uml.protocol.errors import LoadFailed
 from uml.protocol.models import BackendSpec
 from uml.supervisor import tree
 from uml.supervisor.budget import Bytes
-from uml.supervisor.events import Events
+from uml.supervisor.events import Events, Feed
 from uml.supervisor.footprints import ram_of
 from uml.supervisor.ledger import Ledger
 from uml.supervisor.machine import Machine
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _ENTRY = Path(__file__).resolve().parent.parent / "workers" / "__main__.py"
 _RECEIPTS = 200
 _LAST_WORDS = 200
+#: Logs of workers that are kept on disk.
+_LOG_FILES = 100
 
 
 class Crew:
@@ -46,6 +49,8 @@ class Crew:
         self.workers: dict[str, Worker] = {}
         self.vitals: dict[str, Vital] = {}
         self.receipts: list[Receipt] = []
+        #: What workers write to stderr: `worker`, `line`.
+        self.said = Feed()
         self._expected: dict[str, asyncio.Future[Receipt]] = {}
         self._last_words: dict[str, list[str]] = {}
 
@@ -63,7 +68,11 @@ class Crew:
     def spawn(self, worker_id: str, spec: BackendSpec, listener: Listener) -> None:
         """Start a process. Raises: UmlError (not installed, or the system refuses)."""
         python = self._environments.python(spec.name)
-        log = WorkerLog(self._logs / f"{spec.name}-{worker_id}.log")
+        self._prune_logs()
+        log = WorkerLog(
+            self._logs / f"{spec.name}-{worker_id}.log",
+            heard=lambda line: self.said.put({"worker": worker_id, "line": line}),
+        )
         argv = [python, "-I", "-u", str(_ENTRY), spec.worker]
         environ = spec.environ | {"UML_SCRATCH": str(self._scratch)}
         worker = Worker(worker_id, argv, environ, listener, log, spec.cancel_s)
@@ -95,6 +104,15 @@ class Crew:
         self._last_words[model] = worker.log.tail(_LAST_WORDS)
         self._note(receipt)
         return {d: b for d, b in receipt.after.items() if d != "ram" or receipt.stuck}
+
+    def _prune_logs(self) -> None:
+        """Delete the files of workers that ended longest ago, all but the last ones."""
+        found = []
+        for path in self._logs.glob("*-w*.log*"):
+            with contextlib.suppress(OSError):
+                found.append((path.stat().st_mtime_ns, path))
+        for _, path in sorted(found)[:-_LOG_FILES]:
+            path.unlink(missing_ok=True)
 
     def forget(self, worker_id: str) -> None:
         self.workers.pop(worker_id, None)

@@ -138,11 +138,22 @@ class Pool:
                 case states.Grant():
                     self.serving.grant(action.request, action.worker)
                 case states.Refuse():
-                    self.serving.refuse(action.request, action.error)
+                    self._refuse(action)
                 case states.SetTimer():
                     self._set_timer(action)
                 case states.Tell():
                     self._events.emit(action.event, **action.fields)
+
+    def _refuse(self, action: states.Refuse) -> None:
+        model = self.serving.refuse(action.request, action.error)
+        if model:
+            self._events.emit(
+                "request.refused",
+                "warning",
+                model=model,
+                code=action.error.code,
+                reason=action.error.message,
+            )
 
     def _set_timer(self, action: states.SetTimer) -> None:
         old = self._timers.pop(action.name, None)
@@ -179,6 +190,14 @@ class Pool:
                 environ=self._needs.environ(need),
             )
         )
+        self._events.emit(
+            "worker.loading",
+            worker=action.worker,
+            model=need.model,
+            bytes=need.bytes,
+            n_ctx=need.n_ctx,
+            reason=need.arithmetic,
+        )
         self.serving.tell(need.model)
         self._watch.wake()
 
@@ -186,6 +205,7 @@ class Pool:
         """The only way out of a worker."""
         worker, state = self.crew.workers.get(worker_id), self.scheduler.workers.get(worker_id)
         model = (state.model if state else None) or ""
+        self._events.emit("worker.killing", worker=worker_id, model=model, reason=reason)
         if worker:
             self._calls.on_worker_lost(worker, Cancelled(f"cut: {model} {reason}"))
         if worker and worker.exit is None:

@@ -34,6 +34,7 @@ _DEATHS = 2
 class _Waiting:
     """Somebody waits for a grant."""
 
+    model: str
     granted: asyncio.Future[str]
     tell: Callable[[str, float | None, int], None]
 
@@ -127,7 +128,7 @@ class Serving:
             need = self._needs.need(model, keep_alive_s, options)
         self.models[model.id] = model
         request = next(self._ids)
-        waiting = _Waiting(asyncio.get_running_loop().create_future(), tell)
+        waiting = _Waiting(model.id, asyncio.get_running_loop().create_future(), tell)
         self._waiting[request] = waiting
         if need.n_ctx > (serving.need.n_ctx if serving and serving.need else -1):
             self._environments.python(need.backend)  # not installed: say so before anything
@@ -164,10 +165,13 @@ class Serving:
         else:
             self._finished(request)
 
-    def refuse(self, request: int, error: UmlError) -> None:
+    def refuse(self, request: int, error: UmlError) -> str | None:
+        """Tell who waits why it gets nothing; the model that it waited for."""
         waiting = self._waiting.get(request)
-        if waiting and not waiting.granted.done():
-            waiting.granted.set_exception(error)
+        if not waiting or waiting.granted.done():
+            return None
+        waiting.granted.set_exception(error)
+        return waiting.model
 
     def leaves(self, worker: Worker) -> bool:
         """Whether it is being killed already: what is begun there now would be cut."""

@@ -1,17 +1,26 @@
-"""A worker's standard error: the last lines in memory for crash reports, all of it in a file."""
+"""A worker's standard error: its lines as they come, the last ones in memory, all in a file."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 
 class WorkerLog:
-    """Appends to `path` and starts it anew, keeping one old file, when it grows over `limit`."""
+    """Appends to `path` and starts it anew, keeping one old file, when it grows over `limit`.
+    heard: told each whole line."""
 
-    def __init__(self, path: Path | None, *, lines: int = 200, limit: int = 4 << 20) -> None:
-        self._path, self._limit = path, limit
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        heard: Callable[[str], None] | None = None,
+        lines: int = 500,
+        limit: int = 4 << 20,
+    ) -> None:
+        self._path, self._limit, self._heard = path, limit, heard
         self._lines: deque[str] = deque(maxlen=lines)
         self._partial = b""
         self._file = None
@@ -26,7 +35,11 @@ class WorkerLog:
         *whole, rest = (self._partial + data).split(b"\n")
         # A line without an end must not grow without one.
         self._partial = rest[-8192:]
-        self._lines.extend(line.decode(errors="replace") for line in whole)
+        for raw in whole:
+            line = raw.decode(errors="replace")
+            self._lines.append(line)
+            if self._heard:
+                self._heard(line)
         if self._file and self._path:
             with contextlib.suppress(OSError):
                 self._file.write(data)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 @dataclass
 class Gateway:
     """stop: set to begin the end (force: without waiting for running answers). ready: preloading
-    is done. log: the supervisor's own last lines. url: where we listen."""
+    is done. url: where we listen."""
 
     config: Config
     registry: Registry
@@ -33,7 +32,6 @@ class Gateway:
     events: Events
     gate: Gate
     url: str = ""
-    log: deque[str] = field(default_factory=deque)
     ready: bool = False
     stopping: bool = False
     force: bool = False

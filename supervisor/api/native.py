@@ -1,8 +1,7 @@
-"""What is ours: load, unload, swap, status, logs, events, health, shutdown."""
+"""What is ours: load, unload, swap, status, health, shutdown."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -17,18 +16,13 @@ from uml.supervisor.api.body import read_object
 from uml.supervisor.api.errors import shield
 from uml.supervisor.api.fields import Fields
 from uml.supervisor.api.gateway import GATEWAY, Gateway
-from uml.supervisor.api.models import states
+from uml.supervisor.api.logs import loaded_or_known
 from uml.supervisor.api.sse import Outlet, stream
 from uml.supervisor.api.waiting import Wait
 from uml.supervisor.api.wishes import Wishes, read_wishes
 from uml.supervisor.config import is_loopback
 
 Progress = Callable[[str, float | None], None]
-
-#: How many lines of a log are given when nothing is said, and at most.
-_LINES, _MOST_LINES = 100, 10_000
-#: A comment this often keeps a quiet event stream from being cut by proxies.
-_EVENTS_COMMENT_S = 15.0
 
 
 # --- looking -------------------------------------------------------------------------------
@@ -68,59 +62,6 @@ async def status(request: web.Request) -> web.Response:
         "home": str(gateway.config.home),
     }
     return web.json_response(own | gateway.pool.status(), dumps=dump)
-
-
-async def logs(request: web.Request) -> web.Response:
-    """Plain text: the last lines of our own log, or of what a model's worker wrote."""
-    gateway, query = request.app[GATEWAY], request.query
-    try:
-        lines = int(query.get("lines", _LINES))
-    except ValueError:
-        raise BadRequest("'lines' must be a whole number", param="lines") from None
-    lines = max(1, min(lines, _MOST_LINES))
-    name = query.get("model")
-    if name:
-        found = gateway.pool.tail(_loaded_or_known(gateway, name), lines)
-    else:
-        found = list(gateway.log)[-lines:]
-    return web.Response(text="".join(f"{line}\n" for line in found), content_type="text/plain")
-
-
-async def events(request: web.Request) -> web.StreamResponse:
-    """What happens, as it happens, until the client leaves or we end."""
-    gateway = request.app[GATEWAY]
-    outlet = Outlet(request, gateway.flusher)
-    with gateway.events.subscribe() as queue:
-        response = await outlet.open({})
-        outlet.comment("events from now on")
-        closed = asyncio.create_task(gateway.closed.wait())
-        try:
-            while not closed.done() and outlet.alive:
-                get = asyncio.create_task(queue.get())
-                await asyncio.wait(
-                    (get, closed),
-                    timeout=_EVENTS_COMMENT_S,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if get.done():
-                    event = get.result()
-                    outlet.send(f"event: {event['event']}\ndata: {_plain(event)}\n\n")
-                    await asyncio.sleep(0)
-                else:
-                    get.cancel()
-                    outlet.comment("still here")
-        finally:
-            closed.cancel()
-    await outlet.close(cut=True)
-    return response
-
-
-def _plain(event: dict[str, Any]) -> str:
-    """Fields may be anything that can be logged."""
-    try:
-        return dump(event)
-    except (TypeError, ValueError):
-        return dump({key: str(value) for key, value in event.items()})
 
 
 # --- changing ------------------------------------------------------------------------------
@@ -170,7 +111,7 @@ async def unload(request: web.Request) -> web.StreamResponse:
     force = fields.flag("force") or False
     if bool(name) == everything:
         raise BadRequest("give 'model', or 'all': true", param="model")
-    model = None if everything or name is None else _loaded_or_known(gateway, name)
+    model = None if everything or name is None else loaded_or_known(gateway, name)
     return _json({"receipts": await gateway.pool.commands.unload(model, force=force)})
 
 
@@ -193,12 +134,6 @@ async def _read(request: web.Request) -> tuple[Gateway, dict[str, Any], Wishes]:
     gateway, body = request.app[GATEWAY], await read_object(request)
     gateway.refuse_when_stopping()
     return gateway, body, read_wishes(body, request.headers, gateway.registry)
-
-
-def _loaded_or_known(gateway: Gateway, name: str) -> str:
-    """The id of a model; one that runs is known by its id though its file may be gone."""
-    loaded = states(gateway)
-    return name if name in loaded else gateway.registry.find(name).id
 
 
 def _json(answer: object) -> web.Response:

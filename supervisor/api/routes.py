@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from uml.supervisor.api import inference, models, native
+from uml.supervisor.api import inference, logs, models, native
 from uml.supervisor.api.errors import boundary, mark
 from uml.supervisor.api.gateway import GATEWAY, Gateway
 
@@ -28,8 +28,9 @@ def make_app(gateway: Gateway, *, max_body_bytes: int = MAX_BODY_BYTES) -> web.A
             web.get("/status", native.status),
             web.get("/health", native.health),
             web.get("/ready", native.ready),
-            web.get("/logs", native.logs),
-            web.get("/events", native.events, allow_head=False),
+            web.get("/logs", logs.logs),
+            web.get("/logs/stream", logs.stream_logs, allow_head=False),
+            web.get("/events", logs.events, allow_head=False),
             web.post("/shutdown", native.shutdown),
             web.post("/swap", native.swap),
             *(web.post(p, native.load) for p in ("/load", "/load_model", "/models/load")),

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import time
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Iterable
 
 from uml.supervisor.cli import background, output, remote
 from uml.supervisor.cli.parsing import Commands, json_option, remote_options, whole
-
-if TYPE_CHECKING:
-    from uml.supervisor.client import Client
-
-#: Lines asked for while following: what may come between two looks.
-_WINDOW = 1000
-_PAUSE_S = 0.5
 
 
 def register(commands: Commands) -> None:
@@ -37,40 +30,18 @@ def logs(args: argparse.Namespace) -> int:
     client = remote.running(args)
     if client is None:
         return _from_disk(args)
-    lines = _fetch(client, args.model, args.lines)
-    if args.json:
-        output.print_json(lines)
+    style = "json" if args.json else None
+    if args.follow:  # ends with Ctrl-C, or with the supervisor
+        waiting = remote.connect(args, timeout=None)
+        with waiting.follow_logs(args.model, args.lines, format=style) as lines:
+            _print(lines)
+        output.note("the supervisor has ended")
         return 0
-    _print(lines)
-    if args.model and not lines and not args.follow:
+    found = str(client.logs(args.model, args.lines, format=style)).splitlines()
+    _print(found)
+    if args.model and not found:
         output.note(f"nothing yet: {args.model} is not loaded, or its worker was silent")
-    if args.follow:
-        _follow(client, args.model, lines)
     return 0
-
-
-def _follow(client: Client, model: str | None, seen: list[str]) -> None:
-    """Ends with Ctrl-C, or with the supervisor (Unreachable)."""
-    while True:
-        time.sleep(_PAUSE_S)
-        now = _fetch(client, model, _WINDOW)
-        _print(fresh(seen, now))
-        seen = now
-
-
-def fresh(seen: list[str], now: list[str]) -> list[str]:
-    """The lines of `now` that follow those of `seen`; both are the end of one growing log."""
-    for count in range(min(len(seen), len(now)), 0, -1):
-        if seen[-count:] == now[:count]:
-            return now[count:]
-    for start in range(len(now)):  # a longer look than the first one
-        if seen and now[start : start + len(seen)] == seen:
-            return now[start + len(seen) :]
-    return now
-
-
-def _fetch(client: Client, model: str | None, lines: int) -> list[str]:
-    return str(client.logs(model, lines=lines)).splitlines()
 
 
 def _from_disk(args: argparse.Namespace) -> int:
@@ -79,14 +50,15 @@ def _from_disk(args: argparse.Namespace) -> int:
     if args.model or args.follow or not path.exists():
         remote.health(remote.connect(args))
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-args.lines or None :]
+    lines = lines if args.lines else []
     if args.json:
-        output.print_json(lines)
+        _print(json.dumps({"line": line}) for line in lines)
         return 0
     output.note(f"no supervisor runs; the end of {path}:")
-    _print(lines if args.lines else [])
+    _print(lines)
     return 0
 
 
-def _print(lines: list[str]) -> None:
+def _print(lines: Iterable[str]) -> None:
     for line in lines:
         print(output.clean_text(line), flush=True)

@@ -32,7 +32,7 @@ def configured_url(config: Config) -> str:
     return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
 
 
-def connect(args: argparse.Namespace, timeout: float = 600) -> Client:
+def connect(args: argparse.Namespace, timeout: float | None = 600) -> Client:
     """A client for the supervisor that the user means; nothing is sent yet."""
     from uml.supervisor.client import Client
 

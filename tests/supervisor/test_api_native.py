@@ -163,31 +163,6 @@ async def test_health_and_ready(tmp_path: Path) -> None:
         assert "preload.failed" in (await house.get("/logs"))[1]
 
 
-async def test_logs_of_ourselves_and_of_a_worker(tmp_path: Path) -> None:
-    async with served(tmp_path, files={"alpha": {"options": {"print_to_stdout": True}}}) as house:
-        await house.post("/load", {"model": "alpha"})
-        status, text, headers = await house.ask("GET", "/logs?lines=3")
-        assert status == 200 and headers["Content-Type"].startswith("text/plain")
-        assert "worker.ready" in text and len(text.splitlines()) == 3
-        status, text = await house.get("/logs?model=alpha&lines=2")
-        assert text == "stray output of a C library\n" * 2
-        assert (await house.get("/logs?lines=many"))[0] == 400
-        assert (await house.get("/logs?model=nobody"))[0] == 404
-
-
-async def test_events_are_streamed_and_end_with_the_server(tmp_path: Path) -> None:
-    async with served(tmp_path) as house:
-        async with house.session.get(house.url + "/events") as response:
-            await response.content.readuntil(b"\n\n")
-            await house.chat("x", max_tokens=1)
-            await response.content.readuntil(b"event: worker.ready\n")
-            data = json.loads((await response.content.readline())[6:])
-            assert data["model"] == "alpha"
-            ending = asyncio.create_task(house.supervisor.end(0))
-            await asyncio.wait_for(response.content.read(), 10)
-            await ending
-
-
 async def test_head_works_where_get_does(tmp_path: Path) -> None:
     async with served(tmp_path) as house:
         for path in GETS:
@@ -283,7 +258,7 @@ async def test_a_bug_is_logged_and_not_shown(
             assert status == 500 and is_openai_error(answer)
             assert "secret" not in json.dumps(answer)
             assert headers["X-Request-Id"] in answer["error"]["message"]
-            log = "\n".join(house.supervisor.gateway.log)
+            log = (await house.get("/logs"))[1]
             assert "a secret detail" in log and headers["X-Request-Id"] in log
 
 

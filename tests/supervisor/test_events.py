@@ -44,7 +44,9 @@ async def test_slow_subscriber_loses_the_oldest_and_is_told() -> None:
     with events.subscribe(size=2) as queue:
         for number in range(4):
             events.emit("x", number=number)
-        assert [queue.get_nowait()["number"] for _ in range(2)] == [2, 3]
+        got = [queue.get_nowait() for _ in range(2)]
+        assert [e["number"] for e in got] == [2, 3]
+        assert sum(e.get("missed", 0) for e in got) == 2
     events.emit("x")
     assert queue.empty()
 
@@ -54,3 +56,20 @@ def test_closed_stream_takes_nobody_down() -> None:
     events = Events(out)
     out.close()
     events.emit("x")
+
+
+async def test_slow_subscriber_costs_the_others_nothing() -> None:
+    events = Events(None)
+    with events.subscribe(size=1) as slow, events.subscribe(size=9) as quick:
+        for number in range(3):
+            events.emit("x", number=number)
+        assert slow.get_nowait()["missed"] == 2
+        assert [quick.get_nowait().get("missed") for _ in range(3)] == [None] * 3
+
+
+def test_recent_events_are_those_that_were_logged() -> None:
+    events = Events(None)
+    for level in ("debug", "info", "error"):
+        events.emit("x", level)
+    assert [e["level"] for e in events.recent] == ["info", "error"]
+    assert events.counts["x", "debug"] == 1

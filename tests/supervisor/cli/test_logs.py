@@ -1,45 +1,27 @@
 from __future__ import annotations
 
+import json
+
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.supervisor.stub_server import Stub
-from uml.supervisor.cli import failures, main
-from uml.supervisor.cli.logs import fresh
+from uml.supervisor.cli import main
 
 
-@given(steps=st.lists(st.integers(0, 9), max_size=20))
-def test_following_prints_every_line_once(steps: list[int]) -> None:
-    """While fewer lines come between two looks than a look can hold."""
-    window, log = 10, ["line 0"]
-    seen = log[-window:]
-    shown = list(seen)
-    for step in steps:
-        log += [f"line {len(log) + n}" for n in range(step)]
-        now = log[-window:]
-        shown += fresh(seen, now)
-        seen = now
-    assert shown == log
-
-
-def test_a_first_look_shorter_than_the_next_repeats_nothing() -> None:
-    assert fresh(["c"], ["a", "b", "c", "d"]) == ["d"]
-    assert fresh([], ["a"]) == ["a"]
-    assert fresh(["a"], []) == []
-
-
-def test_following_ends_with_the_supervisor(
-    stub: Stub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_following_prints_lines_as_they_come_and_ends_with_the_supervisor(
+    stub: Stub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answers = [b"one\ntwo\n", b"one\ntwo\n", b"one\ntwo\nthree\n"]
+    stub.routes["GET /logs/stream"] = b"one\ntwo \x1b[31mred\n"
+    assert main(["logs", "tiny", "-f", "-n", "5"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "one\ntwo [31mred\n", "nothing commands the terminal"
+    assert "the supervisor has ended" in err
+    asked = [path for _, path, _, _ in stub.seen]
+    assert "/logs/stream?model=tiny&lines=5" in asked
 
-    def log(_: object) -> object:
-        if answers:
-            return answers.pop(0)
-        raise ConnectionAbortedError
 
-    monkeypatch.setattr("uml.supervisor.cli.logs._PAUSE_S", 0.0)
-    stub.routes["GET /logs"] = log
-    assert main(["logs", "-f"]) == failures.UNREACHABLE
-    assert capsys.readouterr().out == "one\ntwo\nthree\n"
+def test_json_is_an_object_a_line(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    stub.routes["GET /logs"] = b'{"event": "worker.ready"}\n'
+    assert main(["logs", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"event": "worker.ready"}
+    assert "format=json" in stub.seen[-1][1]
