@@ -1,7 +1,8 @@
 """Keeps a model that fails again and again from burning the machine: pure.
 
 After `tries` failures within `window_s` it is refused for 10 s, then 20, ... up to 300; after
-that one attempt is let through (half-open), and a finished request closes the matter.
+that one attempt is let through (half-open), and a finished request closes the matter. So does time:
+a model that did not fail for twice the longest pause begins anew.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ from dataclasses import dataclass, field
 
 from uml.protocol.errors import UmlError, Unavailable
 
+_FIRST_S = 10.0
+
 
 @dataclass
-class _Record:
+class Failing:
+    """error: the last one. until: when it is tried again. rounds: how often it was left alone
+    since it last worked."""
+
+    error: UmlError
     failures: list[float] = field(default_factory=list)
     rounds: int = 0
-    open_until: float = 0.0
-    cause: str = ""
+    until: float = 0.0
 
 
 class Breaker:
@@ -25,15 +31,17 @@ class Breaker:
 
     def __init__(self, tries: int = 3, window_s: float = 60.0, max_s: float = 300.0) -> None:
         self._tries, self._window_s, self._max_s = tries, window_s, max_s
-        self._records: dict[str, _Record] = {}
+        self._records: dict[str, Failing] = {}
 
     def failed(self, model: str, error: UmlError, now: float) -> None:
-        record = self._records.setdefault(model, _Record())
-        record.cause = error.message
+        record = self._records.get(model)
+        if record is None or now - record.until > 2 * self._max_s:
+            record = self._records[model] = Failing(error, until=now)
+        record.error = error
         record.failures = [t for t in record.failures if now - t < self._window_s] + [now]
         # Half-open: the one attempt failed, so back off at once and longer.
         if len(record.failures) >= self._tries or record.rounds:
-            record.open_until = now + min(self._max_s, 10.0 * 2**record.rounds)
+            record.until = now + min(self._max_s, _FIRST_S * 2**record.rounds)
             record.rounds += 1
             record.failures = []
 
@@ -42,16 +50,16 @@ class Breaker:
 
     def refusal(self, model: str, now: float) -> UmlError | None:
         """Why `model` is not tried now; None when it may be."""
-        record = self._records.get(model)
-        if record is None or now >= record.open_until:
+        record = self.failing(now).get(model)
+        if record is None:
             return None
-        wait = math.ceil(record.open_until - now)
+        wait = math.ceil(record.until - now)
         return Unavailable(
             f"{model} failed again and again and is left alone for {wait} s; the last cause: "
-            f"{record.cause}",
+            f"{record.error.message}",
             retry_after_s=wait,
         )
 
-    def failing(self, now: float) -> dict[str, str]:
-        """Models refused now -> the last cause."""
-        return {m: r.cause for m, r in self._records.items() if now < r.open_until}
+    def failing(self, now: float) -> dict[str, Failing]:
+        """Models refused now."""
+        return {m: r for m, r in self._records.items() if now < r.until}

@@ -24,12 +24,15 @@ from uml.protocol.errors import (
 )
 from uml.protocol.models import BackendSpec
 from uml.supervisor import states
+from uml.supervisor.breaker import Failing
 from uml.supervisor.budget import Budget
 from uml.supervisor.commands import Commands
 from uml.supervisor.conversations import Conversations
+from uml.supervisor.crashes import Crashes
 from uml.supervisor.crew import Crew
 from uml.supervisor.events import Events
 from uml.supervisor.footprints import Footprints
+from uml.supervisor.keeper import Keeper
 from uml.supervisor.machine import Machine
 from uml.supervisor.needs import Needs
 from uml.supervisor.scheduler import Scheduler
@@ -88,6 +91,8 @@ class Pool:
         self.serving = Serving(self, self._needs, environments, self._ignores_cancel)
         self.commands = Commands(self, self._needs, environments, registry)
         self._calls = self.serving.calls
+        self.keeper = Keeper(self, registry)
+        self._crashes = Crashes(self)
         self._watch = Watch(self)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._kills: dict[str, asyncio.Task[None]] = {}
@@ -103,6 +108,7 @@ class Pool:
     async def close(self, deadline_s: float | None = None) -> None:
         """Refuse what waits, let running answers finish until `deadline_s`, then kill all."""
         self.feed(self.scheduler.on_shutdown(self.now()))
+        await self.keeper.close()
         if deadline_s is None or deadline_s > 0:
             await self._all_gone(deadline_s)
         self.feed(self.scheduler.on_shutdown(self.now(), force=True))
@@ -212,10 +218,13 @@ class Pool:
             self.look_at_footprint(worker_id)
         self.footprints.end(worker_id)
         residue = await self.crew.release(worker_id, model, reason)
+        error = await self._crashes.write(worker_id)
         self._kills.pop(worker_id, None)
         self.measure()
         self.feed(self.scheduler.on_gone(worker_id, residue, self.now()))
         self.crew.forget(worker_id)
+        if error and model:
+            self.keeper.failed(model, error)
 
     # --- what workers say (Listener) -------------------------------------------------------
 
@@ -240,6 +249,7 @@ class Pool:
                 if message.protocol[:1] != [WIRE_VERSION[0]]:
                     raise ProtocolError(f"speaks version {message.protocol}, we {WIRE_VERSION}")
                 vital.hello_at = vital.moved_at = self.now()
+                vital.versions = message.versions
                 self.measure()
                 self.feed(self.scheduler.on_hello(worker.id, self.now()))
             case messages.Progress():
@@ -289,14 +299,13 @@ class Pool:
         if state is None or state.state is State.KILLING:
             return
         name = state.model or f"the {state.backend} backend"
-        tail = worker.log.tail(50)
-        detail = {"stderr": tail}
         error: UmlError
         if state.state in (State.READY, State.DRAINING):
-            error = WorkerDied(f"the worker of {name} {how}", detail=detail)
+            error = WorkerDied(f"the worker of {name} {how}")
         else:
-            last = f"; its last lines: {' | '.join(tail[-5:])}" if tail else ""
-            error = LoadFailed(f"loading {name} failed: the worker {how}{last}", detail=detail)
+            tail = worker.log.tail(5)
+            last = f"; its last lines: {' | '.join(tail)}" if tail else ""
+            error = LoadFailed(f"loading {name} failed: the worker {how}{last}")
         self.failed(worker.id, error, died=True)
 
     def failed(self, worker_id: str, error: UmlError, *, died: bool = False) -> None:
@@ -309,9 +318,22 @@ class Pool:
         self._events.emit(
             "worker.failed", "error", worker=worker_id, model=state.model, error=error.message
         )
+        self._crashes.note(worker_id, error)
         actions = self.scheduler.on_failed(worker_id, error, self.now(), died=died)
+        self._tell_failing(state.model)
         self._calls.on_worker_lost(worker, error)
         self.feed(actions)
+
+    def _tell_failing(self, model: str | None) -> None:
+        """Say so when a model is left alone from now on."""
+        if found := self.failing().get(model or ""):
+            self._events.emit(
+                "model.failed",
+                "error",
+                model=model,
+                retry_in_s=round(found.until - self.now(), 1),
+                reason=found.error.message,
+            )
 
     def _ignores_cancel(self, worker: Worker) -> None:
         self.failed(worker.id, WorkerDied("the worker did not honour a cancel"))
@@ -344,6 +366,10 @@ class Pool:
             if left != lease.bytes:
                 self._events.emit("residue.changed", worker=holder, left=left)
                 self.feed(self.scheduler.on_residue(holder, left, self.now()))
+
+    def failing(self) -> dict[str, Failing]:
+        """Models that are left alone for a while because they failed again and again."""
+        return self.scheduler.breaker.failing(self.now())
 
     def status(self) -> dict[str, Any]:
         """Devices, workers, queues, residue, the last receipts (see docs: GET /status)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from uml.supervisor.breaker import Failing
 from uml.supervisor.crew import Crew
 from uml.supervisor.machine import Machine, process_memory
 from uml.supervisor.scheduler import Scheduler
@@ -36,7 +37,7 @@ def report(scheduler: Scheduler, crew: Crew, machine: Machine) -> dict[str, Any]
             for state in scheduler.workers.values()
         ],
         "waiting": waiting,
-        "failing": scheduler.breaker.failing(time.monotonic()),
+        "failed": [_failed(m, f) for m, f in scheduler.breaker.failing(time.monotonic()).items()],
         "residue": [
             {
                 "worker": holder,
@@ -50,6 +51,21 @@ def report(scheduler: Scheduler, crew: Crew, machine: Machine) -> dict[str, Any]
             for device, count in lease.bytes.items()
         ],
         "receipts": [receipt.to_map() for receipt in crew.receipts[-20:]],
+    }
+
+
+def _failed(model: str, found: Failing) -> dict[str, Any]:
+    """A model that is left alone. stderr: the last 50 lines of its last worker. report: the file
+    with the rest."""
+    return {
+        "model": model,
+        "state": "failed",
+        "cause": found.error.message,
+        "code": found.error.code,
+        "until": time.time() + found.until - time.monotonic(),
+        "rounds": found.rounds,
+        "stderr": found.error.detail.get("stderr", []),
+        "report": found.error.detail.get("report"),
     }
 
 

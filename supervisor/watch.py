@@ -42,6 +42,7 @@ class Vital:
     busy: int = 0
     progress: int = -1
     facts: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
     reported: dict[str, int] = field(default_factory=dict)
 
     def beat(self, beat: messages.Beat, now: float) -> None:

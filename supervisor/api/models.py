@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from uml.protocol.errors import Conflict
+from uml.supervisor import crashes
 from uml.supervisor.api.answers import dump
 from uml.supervisor.api.gateway import GATEWAY, Gateway
 
@@ -22,8 +23,10 @@ def states(gateway: Gateway) -> dict[str, str]:
     return {w["model"]: w["state"] for w in workers if w["model"]}
 
 
-def describe(model: Model, loaded: Mapping[str, str]) -> dict[str, Any]:
-    """OpenAI's model object, and what else is known. context_length: what it was trained for."""
+def describe(model: Model, gateway: Gateway, loaded: Mapping[str, str]) -> dict[str, Any]:
+    """OpenAI's model object, and what else is known. context_length: what it was trained for.
+    state: of its worker, or "unloaded", "broken" (see error), "failed" (see GET /status)."""
+    resting = "failed" if model.id in gateway.pool.failing() else "unloaded"
     facts = model.facts
     return {
         "id": model.id,
@@ -37,7 +40,7 @@ def describe(model: Model, loaded: Mapping[str, str]) -> dict[str, Any]:
         "parameters": facts.parameters if facts else None,
         "size_bytes": model.file.size_bytes,
         "context_length": facts.context_length if facts else None,
-        "state": "broken" if model.error else loaded.get(model.id, "unloaded"),
+        "state": "broken" if model.error else loaded.get(model.id, resting),
         "backend": model.backend,
         "aliases": list(model.aliases),
         "path": model.file.path,
@@ -49,7 +52,7 @@ def describe(model: Model, loaded: Mapping[str, str]) -> dict[str, Any]:
 async def list_models(request: web.Request) -> web.Response:
     gateway = request.app[GATEWAY]
     loaded = states(gateway)
-    data = [describe(model, loaded) for model in gateway.registry.models()]
+    data = [describe(model, gateway, loaded) for model in gateway.registry.models()]
     return web.json_response({"object": "list", "data": data}, dumps=dump)
 
 
@@ -58,7 +61,9 @@ async def show_model(request: web.Request) -> web.Response:
     gateway = request.app[GATEWAY]
     name = request.match_info["id"]
     model = _by_id(gateway, name) or gateway.registry.find(name)
-    return web.json_response(describe(model, states(gateway)), dumps=dump)
+    found = describe(model, gateway, states(gateway))
+    crash = crashes.last(gateway.config.home, model.id)
+    return web.json_response(found | {"last_crash": crash}, dumps=dump)
 
 
 async def delete_model(request: web.Request) -> web.Response:

@@ -102,12 +102,16 @@ def _describe_running(client: Client, name: str) -> dict[str, Any]:
     found = dict(client.models.retrieve(name))
     if client.status().home == str(remote.load().home):
         found = _describe(str(found["id"])) | {"state": found.get("state")}
+    if found.get("state") == "failed":
+        left_alone = client.status().failed or []
+        found["failed"] = next((f for f in left_alone if f.get("model") == found["id"]), None)
     return found
 
 
 def _describe(name: str) -> dict[str, Any]:
     """What is known of a model when nobody runs it."""
     from uml.protocol.errors import InvalidModel
+    from uml.supervisor import crashes
 
     config = remote.load()
     with remote.registry(config) as registry:
@@ -119,6 +123,7 @@ def _describe(name: str) -> dict[str, Any]:
             "paths": list(model.file.paths),
             "load_s": registry.load_seconds(model.id),
             "bench": registry.bench(model.id),
+            "last_crash": crashes.last(config.home, model.id),
         }
         with contextlib.suppress(UmlError), remote.needs(config, registry) as needs:
             found |= needs.size(model).to_map()
@@ -180,7 +185,22 @@ def _lines(found: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:
     add("options", ", ".join(f"{k}={v}" for k, v in (found.get("options") or {}).items()))
     add("state", found.get("state"))
     add("last load", words.seconds(found["load_s"]) if found.get("load_s") else None)
-    return [*lines, *_memory(found), *_speed(found.get("bench") or {})]
+    return [*lines, *_memory(found), *_speed(found.get("bench") or {}), *_crash(found)]
+
+
+def _crash(found: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:
+    """Why it is left alone, and what is known of its last crash."""
+    lines: list[tuple[str, Cell | str]] = []
+    failed, crash = found.get("failed") or {}, found.get("last_crash") or {}
+    if failed:
+        again = words.until(failed.get("until"))
+        lines.append(("failed", Cell(f"{failed.get('cause')}\ntried again {again}", "red")))
+    if crash:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(crash["at"]))
+        lines.append(("last crash", f"{when} {crash['cause']}\n{crash['report']}"))
+    if failed.get("stderr"):
+        lines.append(("stderr", "\n".join(failed["stderr"])))
+    return lines
 
 
 def _speed(bench: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:

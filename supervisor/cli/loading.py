@@ -67,12 +67,12 @@ def _finish(parser: Parser) -> None:
 
 def running(args: argparse.Namespace) -> int:
     found = remote.connect(args).status()
-    workers = found.workers or []
+    workers, failed = found.workers or [], found.failed or []
     if args.json:
-        output.print_json(workers)
+        output.print_json([*workers, *failed])
         return 0
-    if workers:
-        _workers(workers)
+    if workers or failed:
+        _workers([*workers, *failed])
     else:
         output.note("nothing is loaded; `uml run MODEL` or a request loads a model")
     _left_over(found)
@@ -99,8 +99,13 @@ def _row(worker: Mapping[str, Any]) -> list[Cell | str]:
         words.context(worker.get("context")),
         f"{busy}/{slots}" if slots else "-",
         Cell(word, _STYLES.get(state, "cyan")),
-        "for ever" if stays else "busy" if busy else words.until(worker.get("until")),
+        "for ever" if stays else "busy" if busy else _until(state, worker.get("until")),
     ]
+
+
+def _until(state: str, epoch_s: Any) -> str:
+    """When an idle model leaves, or one that was left alone is tried again."""
+    return f"tried again {words.until(epoch_s)}" if state == "failed" else words.until(epoch_s)
 
 
 def _held(memory: Mapping[str, int], device: str) -> str:
@@ -119,9 +124,9 @@ def _left_over(found: Mapping[str, Any]) -> None:
             f"warning: {words.size(residue.get('bytes'))} on {residue.get('device')} have not come "
             f"back from {residue.get('model') or residue.get('worker')} (pids {pids})"
         )
-    failing = found.get("failing") or {}
-    for model, why in failing.items() if isinstance(failing, Mapping) else ():
-        output.note(f"warning: {model} keeps failing: {why}")
+    for failed in found.get("failed") or []:
+        more = f"; all of it: {failed['report']}" if failed.get("report") else ""
+        output.note(f"warning: {failed.get('model')} keeps failing: {failed.get('cause')}{more}")
 
 
 def status(args: argparse.Namespace) -> int:

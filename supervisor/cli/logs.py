@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from uml.supervisor.cli import background, output, remote
 from uml.supervisor.cli.parsing import Commands, json_option, remote_options, whole
+
+if TYPE_CHECKING:
+    from uml.supervisor.client import Client
 
 
 def register(commands: Commands) -> None:
@@ -39,9 +43,18 @@ def logs(args: argparse.Namespace) -> int:
         return 0
     found = str(client.logs(args.model, args.lines, format=style)).splitlines()
     _print(found)
-    if args.model and not found:
-        output.note(f"nothing yet: {args.model} is not loaded, or its worker was silent")
+    if args.model:
+        _beside(client, args.model, bool(found))
     return 0
+
+
+def _beside(client: Client, model: str, said: bool) -> None:
+    """What to know besides the lines of a model's worker."""
+    known = client.models.retrieve(model)
+    if not said:
+        output.note(f"nothing yet: {model} is not loaded, or its worker was silent")
+    if known.last_crash and known.state in ("failed", "unloaded"):
+        output.note(f"its last worker failed; the report: {known.last_crash['report']}")
 
 
 def _from_disk(args: argparse.Namespace) -> int:

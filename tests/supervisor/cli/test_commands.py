@@ -87,7 +87,7 @@ STATUS = {
     ],
     "workers": [WORKER],
     "waiting": {},
-    "failing": {},
+    "failed": [],
     "residue": [],
     "receipts": [RECEIPT],
 }
@@ -187,6 +187,40 @@ def test_ps_warns_of_memory_that_did_not_come_back(stub: Stub, uml: Uml) -> None
     stub.routes["GET /status"] = STATUS | {"residue": [left]}
     _, _, err = uml("ps")
     assert "5.0 MiB" in err and "cuda:0" in err and "old" in err
+
+
+FAILED = {
+    "model": "bad",
+    "state": "failed",
+    "cause": "loading bad failed: the worker was killed by SIGSEGV",
+    "until": None,
+    "stderr": ["a line of its stderr"],
+    "report": "/home/me/crashes/1-bad.json",
+}
+CRASH = {"at": 1_700_000_000.0, "cause": FAILED["cause"], "report": FAILED["report"]}
+
+
+def test_ps_shows_a_model_that_keeps_failing_with_its_cause(stub: Stub, uml: Uml) -> None:
+    stub.routes["GET /status"] = STATUS | {"failed": [FAILED]}
+    _, out, err = uml("ps")
+    row = next(line for line in out.splitlines() if line.startswith("bad"))
+    assert "failed" in row and "tried again" in row
+    assert "SIGSEGV" in err and "1-bad.json" in err
+
+
+def test_show_says_why_a_model_failed_and_where_the_report_is(stub: Stub, uml: Uml) -> None:
+    known = MODEL | {"id": "bad", "state": "failed", "last_crash": CRASH}
+    stub.routes["GET /v1/models/bad"] = known
+    stub.routes["GET /status"] = STATUS | {"failed": [FAILED]}
+    _, out, _ = uml("show", "bad")
+    assert "SIGSEGV" in out and "1-bad.json" in out and "a line of its stderr" in out
+
+
+def test_logs_of_a_model_that_failed_name_the_report(stub: Stub, uml: Uml) -> None:
+    stub.routes["GET /v1/models/bad"] = MODEL | {"state": "failed", "last_crash": CRASH}
+    stub.routes["GET /logs"] = b"one\n"
+    code, out, err = uml("logs", "bad")
+    assert (code, out) == (0, "one\n") and "1-bad.json" in err
 
 
 def test_load_says_what_it_took_and_nothing_else_on_stdout(stub: Stub, uml: Uml) -> None:
