@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -51,8 +52,8 @@ class Sink(Protocol):
 
 @dataclass(eq=False)
 class Call:
-    """One request in one worker. delivered: content reached the sink, so it cannot be rerun.
-    lost: it ended with its worker."""
+    """One request in one worker. first_at: when the first content reached the sink.
+    lost: it ended with its worker. late: told of the end of a call that was cancelled."""
 
     worker: Worker
     sink: Sink | None
@@ -61,8 +62,9 @@ class Call:
     future: asyncio.Future[messages.Done] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
-    delivered: bool = False
+    first_at: float | None = None
     lost: bool = False
+    late: Callable[[messages.Done], None] | None = None
     unacknowledged: int = 0
     polling: bool = False
     timer: asyncio.TimerHandle | None = None
@@ -112,7 +114,8 @@ class Calls:
             call = calls.get(request)
             if call is None or call.sink is None:
                 continue
-            call.delivered = True
+            if call.first_at is None:
+                call.first_at = time.monotonic()
             call.sink.chunk(index, delta)
             call.unacknowledged += messages.delta_bytes(delta)
             if call.unacknowledged > WINDOW // 2 and not call.polling:
@@ -140,6 +143,8 @@ class Calls:
         call = self._end(done.id)
         if call and not call.future.done():
             call.future.set_result(done)
+        elif call and call.late:
+            call.late(done)
 
     def on_error(self, request: str, error: UmlError) -> None:
         call = self._end(request)

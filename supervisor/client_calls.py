@@ -96,6 +96,11 @@ class Api(abc.ABC):
         """Devices, workers, queues, residue and the last receipts."""
         return self._send(Call("GET", "/status"))
 
+    def stats(self, days: int = 30, model: str | None = None) -> Any:
+        """Requests, tokens, errors and speeds by day and model."""
+        query = urlencode(_given({"days": days, "model": model}))
+        return self._send(Call("GET", f"/stats?{query}"))
+
     def logs(self, model: str | None = None, lines: int = 100, *, format: str | None = None) -> Any:
         """The last lines of the supervisor's log, or of a model's worker, as one text. format:
         "json" for an object a line."""

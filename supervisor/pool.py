@@ -38,6 +38,7 @@ from uml.supervisor.needs import Needs
 from uml.supervisor.scheduler import Scheduler
 from uml.supervisor.serving import Serving
 from uml.supervisor.states import State
+from uml.supervisor.usage import Usage
 from uml.supervisor.watch import Vital, Watch
 from uml.supervisor.worker import Worker
 
@@ -91,6 +92,7 @@ class Pool:
         self.serving = Serving(self, self._needs, environments, self._ignores_cancel)
         self.commands = Commands(self, self._needs, environments, registry)
         self._calls = self.serving.calls
+        self.usage = Usage(config.home / "registry.sqlite", self.now)
         self.keeper = Keeper(self, registry)
         self._crashes = Crashes(self)
         self._watch = Watch(self)
@@ -114,6 +116,7 @@ class Pool:
         self.feed(self.scheduler.on_shutdown(self.now(), force=True))
         await self._all_gone(None)
         self._watch.stop()
+        await self.usage.close()
         for timer in self._timers.values():
             timer.cancel()
 
@@ -232,6 +235,7 @@ class Pool:
         vital = self.crew.vitals.get(worker.id)
         if vital:
             vital.moved_at = worker.heard_at
+            vital.pieces += len(items)
         self._calls.on_chunks(items)
 
     def on_message(self, worker: Worker, message: messages.Message) -> None:
@@ -278,6 +282,7 @@ class Pool:
             seconds = round(now - vital.load_started, 3)
             vital.load_s = seconds
             self._registry.record_load(state.need.model, seconds)
+            self.usage.loaded(state.need.model, seconds)
             need, model = state.need, self.serving.models[state.need.model]
             held = self.crew.footprint(worker.id, self.scheduler.budget.devices)
             self.footprints.begin(worker.id, model.content_hash, need.backend, need.options, held)
@@ -319,6 +324,8 @@ class Pool:
             "worker.failed", "error", worker=worker_id, model=state.model, error=error.message
         )
         self._crashes.note(worker_id, error)
+        if state.model and state.state is State.LOADING:
+            self.usage.load_failed(state.model)
         actions = self.scheduler.on_failed(worker_id, error, self.now(), died=died)
         self._tell_failing(state.model)
         self._calls.on_worker_lost(worker, error)
@@ -376,7 +383,7 @@ class Pool:
         from uml.supervisor.status import report
 
         self.measure()
-        return report(self.scheduler, self.crew, self._machine)
+        return report(self.scheduler, self.crew, self._machine, self.usage)
 
     def tail(self, model_id: str, lines: int = 50) -> list[str]:
         """The last lines a model's worker wrote to stderr, also after its end."""

@@ -18,6 +18,7 @@ from uml.protocol.errors import Quarantined, Stalled, TaskNotSupported, UmlError
 from uml.protocol.tasks import Generate, Task
 from uml.supervisor.calls import Calls, Sink
 from uml.supervisor.states import State
+from uml.supervisor.usage import Request
 from uml.supervisor.worker import Worker
 
 if TYPE_CHECKING:
@@ -72,6 +73,28 @@ class Serving:
         if the worker died of it, it takes nobody along, and is not given a third. Cancelling this
         coroutine cancels the request in the worker. Raises: UmlError.
         """
+        usage = self._pool.usage
+        counted = usage.request(model.id, task.name)
+        try:
+            done = await self._run(model, task, sink, keep_alive_s, options, counted)
+        except asyncio.CancelledError:
+            usage.cancelled(counted)
+            raise
+        except UmlError as e:
+            usage.failed(counted, e)
+            raise
+        usage.finished(counted, done.usage, done.finish)
+        return done
+
+    async def _run(
+        self,
+        model: Model,
+        task: Task,
+        sink: Sink,
+        keep_alive_s: float | None,
+        options: dict[str, Any] | None,
+        counted: Request,
+    ) -> messages.Done:
         if model.facts and task.name not in model.facts.tasks:
             can = ", ".join(model.facts.tasks) or "nothing"
             raise TaskNotSupported(f"{model.id} cannot {task.name}; it can: {can}", param="model")
@@ -79,7 +102,7 @@ class Serving:
             # Fixed here, so that a rerun gives the same answer.
             seeded = dataclasses.replace(task.sampling, seed=random.getrandbits(31))
             task = dataclasses.replace(task, sampling=seeded)
-        came_at, deaths = self._pool.now(), 0
+        deaths = 0
         while True:
             request, worker = await self.acquire(
                 model,
@@ -87,20 +110,24 @@ class Serving:
                 options,
                 tell=sink.waiting,
                 wants_slot=True,
-                rerun_since=came_at if deaths else None,
+                rerun_since=counted.came_at if deaths else None,
             )
             if self.leaves(worker):  # it died between the grant and now
                 self._finished(request)
                 continue
+            counted.granted_at = self._pool.now()
             call = self.calls.start(worker, task, sink, partial(self._finished, request))
+            call.late = lambda done: self._pool.usage.late(counted, done.usage)
             try:
-                return await asyncio.shield(call.future)
+                done = await asyncio.shield(call.future)
+                counted.first_at = call.first_at
+                return done
             except asyncio.CancelledError:
                 self.calls.cancel(call)
                 raise
             except (WorkerDied, Stalled) as e:
                 deaths += 1
-                if not call.lost or (call.delivered and not sink.restart()):
+                if not call.lost or (call.first_at and not sink.restart()):
                     raise
                 if deaths >= _DEATHS:
                     self._pool.events.emit("request.quarantined", "error", model=model.id)

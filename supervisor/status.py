@@ -10,12 +10,13 @@ from uml.supervisor.crew import Crew
 from uml.supervisor.machine import Machine, process_memory
 from uml.supervisor.scheduler import Scheduler
 from uml.supervisor.states import State, WorkerState
+from uml.supervisor.usage import Usage
 from uml.supervisor.watch import Vital
 from uml.supervisor.worker import Worker
 
 
-def report(scheduler: Scheduler, crew: Crew, machine: Machine) -> dict[str, Any]:
-    """The body of GET /status, less what the gateway adds."""
+def report(scheduler: Scheduler, crew: Crew, machine: Machine, usage: Usage) -> dict[str, Any]:
+    """The body of GET /status, less what the gateway adds. usage: since the start."""
     budget, waiting = scheduler.budget, scheduler.waiting()
     return {
         "devices": [
@@ -50,6 +51,7 @@ def report(scheduler: Scheduler, crew: Crew, machine: Machine) -> dict[str, Any]
             if lease.residue
             for device, count in lease.bytes.items()
         ],
+        "usage": {model: tally.to_map() for model, tally in usage.models.items()},
         "receipts": [receipt.to_map() for receipt in crew.receipts[-20:]],
     }
 
@@ -101,5 +103,6 @@ def _worker(
         "stage": vital.stage if vital and state.state is not State.READY else "",
         "progress": vital.fraction if vital and state.state is not State.READY else None,
         "facts": vital.facts if vital else {},
+        "pieces": vital.pieces if vital else 0,
         "reason": state.reason,
     }

@@ -30,7 +30,8 @@ _SLACK_SHARE = 0.1
 
 @dataclass
 class Vital:
-    """What is known of a worker's life. moved_at: when it last got anywhere."""
+    """What is known of a worker's life. moved_at: when it last got anywhere. pieces: of output
+    that it gave; of text, a token each as a rule."""
 
     moved_at: float
     hello_at: float | None = None
@@ -41,6 +42,7 @@ class Vital:
     fraction: float | None = None
     busy: int = 0
     progress: int = -1
+    pieces: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     reported: dict[str, int] = field(default_factory=dict)

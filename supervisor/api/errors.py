@@ -112,6 +112,9 @@ def _from_aiohttp(error: web.HTTPException, request: web.Request) -> UmlError:
 
 
 def _log(gateway: Gateway, request: web.Request, status: int, elapsed_s: float) -> None:
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource else "none"
+    gateway.answers[route, request.method, status] += 1
     quiet = request.method in ("GET", "HEAD") and status < 400
     gateway.events.emit(
         "http.request",

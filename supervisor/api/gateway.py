@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 @dataclass
 class Gateway:
     """stop: set to begin the end (force: without waiting for running answers). ready: preloading
-    is done. url: where we listen."""
+    is done. url: where we listen. answers: how many there were, by route, method and status."""
 
     config: Config
     registry: Registry
@@ -39,6 +40,7 @@ class Gateway:
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     started_at: float = field(default_factory=time.monotonic)
     flusher: Flusher = field(default_factory=Flusher)
+    answers: Counter[tuple[str, str, int]] = field(default_factory=Counter)
 
     def refuse_when_stopping(self) -> None:
         """Raises: ShuttingDown for new work while we end."""

@@ -1,4 +1,4 @@
-"""What is ours: load, unload, swap, status, health, shutdown."""
+"""What is ours: load, unload, swap, status, stats, health, shutdown."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from uml.supervisor.api.sse import Outlet, stream
 from uml.supervisor.api.waiting import Wait
 from uml.supervisor.api.wishes import Wishes, read_wishes
 from uml.supervisor.config import is_loopback
+from uml.supervisor.usage import days_ago, together
 
 Progress = Callable[[str, float | None], None]
 
@@ -62,6 +63,22 @@ async def status(request: web.Request) -> web.Response:
         "home": str(gateway.config.home),
     }
     return web.json_response(own | gateway.pool.status(), dumps=dump)
+
+
+async def stats(request: web.Request) -> web.Response:
+    """Usage by day and model. Query: days (30), model."""
+    gateway, query = request.app[GATEWAY], request.query
+    try:
+        count = int(query.get("days", "30"))
+    except ValueError:
+        count = 0
+    if not 1 <= count <= 10_000:
+        raise BadRequest("'days' must be a whole number from 1", param="days")
+    name = query.get("model")
+    model = loaded_or_known(gateway, name) if name else None
+    rows = await gateway.pool.usage.rows(days_ago(count), model)
+    total = together(rows).to_map()
+    return _json({"days": [row.to_map() for row in rows], "total": total})
 
 
 # --- changing ------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from uml.supervisor.api import inference, logs, models, native
+from uml.supervisor.api import inference, logs, metrics, models, native
 from uml.supervisor.api.errors import boundary, mark
 from uml.supervisor.api.gateway import GATEWAY, Gateway
 
@@ -26,6 +26,8 @@ def make_app(gateway: Gateway, *, max_body_bytes: int = MAX_BODY_BYTES) -> web.A
             web.post("/v1/completions", inference.complete),
             web.post("/v1/embeddings", inference.embed),
             web.get("/status", native.status),
+            web.get("/stats", native.stats),
+            web.get("/metrics", metrics.metrics),
             web.get("/health", native.health),
             web.get("/ready", native.ready),
             web.get("/logs", logs.logs),
