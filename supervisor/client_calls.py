@@ -114,9 +114,10 @@ class Api(abc.ABC):
         query = urlencode(_given({"model": model, "lines": lines, "format": format}))
         return self._send(Call("GET", f"/logs/stream?{query}", answer="lines"))
 
-    def events(self) -> Any:
-        """What happens, as it happens, as records with `event`, `level`, `at` and fields."""
-        return self._send(Call("GET", "/events", answer="stream"))
+    def events(self, *, live: bool = False) -> Any:
+        """What happens, as it happens, as records with `event`, `level`, `at` and fields. live:
+        also `live` once a second, with what `status` has."""
+        return self._send(Call("GET", "/events?live=1" if live else "/events", answer="stream"))
 
     def health(self) -> Any:
         return self._send(Call("GET", "/health"))

@@ -60,9 +60,15 @@ class Feed:
     def subscribe(self, size: int = 256) -> Iterator[asyncio.Queue[dict[str, Any]]]:
         """A queue of what comes from now on."""
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(size)
+        with self.into(queue):
+            yield queue
+
+    @contextlib.contextmanager
+    def into(self, queue: asyncio.Queue[dict[str, Any]]) -> Iterator[None]:
+        """What comes goes into `queue` too."""
         self._queues.add(queue)
         try:
-            yield queue
+            yield
         finally:
             self._queues.discard(queue)
 

@@ -115,7 +115,7 @@ def _log(gateway: Gateway, request: web.Request, status: int, elapsed_s: float) 
     resource = request.match_info.route.resource
     route = resource.canonical if resource else "none"
     gateway.answers[route, request.method, status] += 1
-    quiet = request.method in ("GET", "HEAD") and status < 400
+    quiet = request.method in ("GET", "HEAD") and (status < 400 or status == _GONE)
     gateway.events.emit(
         "http.request",
         "debug" if quiet else "warning" if status >= 500 else "info",

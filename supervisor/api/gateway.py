@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from uml.protocol import __version__
 from uml.protocol.errors import ShuttingDown
 from uml.supervisor.api.gate import Gate
+from uml.supervisor.api.live import Live
 from uml.supervisor.api.sse import Flusher
 
 if TYPE_CHECKING:
@@ -41,6 +44,19 @@ class Gateway:
     started_at: float = field(default_factory=time.monotonic)
     flusher: Flusher = field(default_factory=Flusher)
     answers: Counter[tuple[str, str, int]] = field(default_factory=Counter)
+    live: Live = field(default_factory=Live)
+
+    def status(self) -> dict[str, Any]:
+        """The body of GET /status."""
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "url": self.url,
+            "uptime_s": round(time.monotonic() - self.started_at, 3),
+            "state": "stopping" if self.stopping else "running",
+            "home": str(self.config.home),
+            **self.pool.status(),
+        }
 
     def refuse_when_stopping(self) -> None:
         """Raises: ShuttingDown for new work while we end."""

@@ -55,10 +55,14 @@ async def stream_logs(request: web.Request) -> web.StreamResponse:
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    """What happens, as it happens, until the client leaves or we end."""
+    """What happens, as it happens, until the client leaves or we end. Query: live ("1": also the
+    event `live` once a second, with all that GET /status has and `pieces_per_s` of each worker)."""
     gateway = request.app[GATEWAY]
     outlet = Outlet(request, gateway.flusher)
-    with gateway.events.subscribe() as queue:
+    with contextlib.ExitStack() as stack:
+        queue = stack.enter_context(gateway.events.subscribe())
+        if request.query.get("live", "0") not in ("0", "false"):
+            stack.enter_context(gateway.live.watch(gateway, queue))
         response = await outlet.open({})
         outlet.comment("events from now on")
         async with contextlib.aclosing(_coming(gateway, queue)) as coming:

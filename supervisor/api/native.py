@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -53,16 +52,7 @@ async def ready(request: web.Request) -> web.Response:
 
 
 async def status(request: web.Request) -> web.Response:
-    gateway = request.app[GATEWAY]
-    own = {
-        "version": __version__,
-        "pid": os.getpid(),
-        "url": gateway.url,
-        "uptime_s": round(time.monotonic() - gateway.started_at, 3),
-        "state": "stopping" if gateway.stopping else "running",
-        "home": str(gateway.config.home),
-    }
-    return web.json_response(own | gateway.pool.status(), dumps=dump)
+    return _json(request.app[GATEWAY].status())
 
 
 async def stats(request: web.Request) -> web.Response:

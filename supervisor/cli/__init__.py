@@ -16,7 +16,8 @@ _GROUPS = {
     "start and end": ("up", "serve", "stop", "test"),
     "models": ("run", "ls", "show", "pull", "rm"),
     "memory": ("ps", "load", "unload", "swap", "status"),
-    "care": ("doctor", "selftest", "logs", "bench", "backends", "config", "version"),
+    "what happens": ("top", "stats", "logs"),
+    "care": ("doctor", "selftest", "bench", "backends", "config", "version"),
 }
 
 
@@ -86,6 +87,7 @@ def build() -> tuple[Parser, Commands]:
         selftest,
         server,
         settings,
+        watching,
     )
 
     parser = Parser(prog=program(), add_help=False)
@@ -102,6 +104,7 @@ def build() -> tuple[Parser, Commands]:
         settings,
         measuring,
         selftest,
+        watching,
     ):
         module.register(commands)
     return parser, commands

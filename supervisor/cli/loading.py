@@ -18,6 +18,7 @@ from uml.supervisor.cli.parsing import (
     remote_options,
     whole,
 )
+from uml.supervisor.cli.watching import DEVICES, device_rows
 
 _STYLES = {"ready": "green", "draining": "yellow", "killing": "yellow", "failed": "red"}
 
@@ -138,20 +139,8 @@ def status(args: argparse.Namespace) -> int:
     pairs.append(("version", f"{found.version or '-'}, pid {found.pid or '-'}"))
     pairs.append(("up for", words.seconds(found.uptime_s)))
     output.facts(pairs)
-    devices = [
-        [
-            str(d.get("name")),
-            str(d.get("detail") or d.get("kind") or "-"),
-            words.size(d.get("total_bytes")),
-            words.size(d.get("cap_bytes")),
-            words.size(d.get("free_bytes")),
-            words.size(d.get("leased_bytes")),
-        ]
-        for d in found.devices or []
-    ]
     print()
-    titles = ("DEVICE", "KIND", "TOTAL", "LIMIT", "FREE", "PROMISED")
-    output.table(titles, devices, right=titles[2:])
+    output.table(DEVICES, device_rows(found), right=DEVICES[2:])
     if found.workers:
         print()
         _workers(found.workers)

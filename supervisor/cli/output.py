@@ -7,9 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uml.supervisor.cli.failures import in_their_words
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _GAP = "   "
 
@@ -71,10 +74,11 @@ def table(
 ) -> None:
     """Columns under capital titles. right: titles of columns aligned to the right. On a terminal
     the last column folds, everywhere else each row is one line."""
-    cells = [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in rows]
-    cells = [[Cell(clean(c.text), c.style) for c in row] for row in cells]
+    cells = _cells(rows)
     if terminal():
-        _rich_table(titles, cells, right)
+        from rich.console import Console
+
+        Console(highlight=False, soft_wrap=False).print(drawing(titles, rows, right=right))
         return
     columns = [list(column) for column in zip(*cells, strict=True)] or [[] for _ in titles]
     widths = [
@@ -89,10 +93,15 @@ def table(
         print(_GAP.join(padded).rstrip())
 
 
-def _rich_table(
-    titles: Sequence[str], cells: Sequence[Sequence[Cell]], right: Sequence[str]
-) -> None:
-    from rich.console import Console
+def _cells(rows: Sequence[Sequence[Cell | str]]) -> list[list[Cell]]:
+    cells = [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in rows]
+    return [[Cell(clean(c.text), c.style) for c in row] for row in cells]
+
+
+def drawing(
+    titles: Sequence[str], rows: Sequence[Sequence[Cell | str]], *, right: Sequence[str] = ()
+) -> Table:
+    """What `table` shows on a terminal."""
     from rich.table import Table
     from rich.text import Text
 
@@ -105,9 +114,9 @@ def _rich_table(
             no_wrap=not last,
             overflow="fold" if last else "ellipsis",
         )
-    for row in cells:
+    for row in _cells(rows):
         drawn.add_row(*(Text(c.text, style=c.style) for c in row))
-    Console(highlight=False, soft_wrap=False).print(drawn)
+    return drawn
 
 
 def facts(pairs: Sequence[tuple[str, Cell | str]]) -> None:

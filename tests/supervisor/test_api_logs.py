@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.supervisor.house import until
 from tests.supervisor.served import served
 
 PRINTS = {"alpha": {"options": {"print_to_stdout": True}}}
@@ -111,3 +113,37 @@ async def test_log_level_decides_what_is_kept(tmp_path: Path) -> None:
     async with served(tmp_path, log_level="debug", log_format="json") as house:
         await house.get("/health")
         assert "path=/health" in (await house.get("/logs"))[1]
+
+
+async def test_live_events_say_each_second_what_runs(tmp_path: Path) -> None:
+    async with served(tmp_path, files={"alpha": {"options": {"token_delay": 0.02}}}) as house:
+        talking = asyncio.create_task(house.chat("x", max_tokens=10_000))
+        await until(house.busy)
+        looks = []
+        async with house.session.get(house.url + "/events?live=1") as response:
+            for _ in range(2):
+                await response.content.readuntil(b"event: live\n")
+                looks.append(json.loads((await response.content.readline())[6:]))
+        first, second = looks
+        assert 0.9 < second["at"] - first["at"] < 3
+        (worker,) = second["workers"]
+        assert worker["model"] == "alpha" and worker["busy"] == 1
+        assert 5 < worker["pieces_per_s"] <= 60
+        assert second["devices"] and second["usage"]["alpha"]["loads"] == 1
+        talking.cancel()
+        await asyncio.gather(talking, return_exceptions=True)
+        live = house.supervisor.gateway.live
+        await until(lambda: live._task is None)
+
+
+async def test_those_who_watch_share_one_look(tmp_path: Path) -> None:
+    async with served(tmp_path) as house, contextlib.AsyncExitStack() as stack:
+        for _ in range(3):
+            get = house.session.get(house.url + "/events?live=1")
+            response = await stack.enter_async_context(get)
+            await response.content.readuntil(b"event: live\n")
+        asked = []
+        status = house.supervisor.gateway.status
+        house.supervisor.gateway.status = lambda: asked.append(1) or status()  # type: ignore[method-assign, func-returns-value]
+        await response.content.readuntil(b"event: live\n")
+        assert len(asked) == 1

@@ -42,7 +42,7 @@ async def test_innocent_companions_of_a_poison_request_all_get_their_answers(
         assert caught.value.status == 502 and not caught.value.retryable
         for number, task in enumerate(innocent):
             assert await task == [f"n{number}", *(f"tok{i}" for i in range(1, 20))]
-        assert h.pool.status()["failing"] == {}
+        assert h.pool.status()["failed"] == []
 
 
 async def test_several_poison_requests_do_not_make_the_model_back_off(tmp_path: Path) -> None:
