@@ -7,4 +7,4 @@ than the supervisor.
 __version__ = "0.1.0"
 
 #: Version of the wire, (major, minor). Equal majors are required at hello.
-WIRE_VERSION = (1, 0)
+WIRE_VERSION = (1, 1)

@@ -90,6 +90,14 @@ class Credit(Message):
     amount: int
 
 
+@dataclass(frozen=True)
+class Threads(Message):
+    """From now on compute with so many threads, of a load too: the others are somebody else's."""
+
+    t: ClassVar[str] = "threads"
+    count: int
+
+
 # --- from the worker -----------------------------------------------------------------------
 
 
@@ -175,7 +183,7 @@ class Log(Message):
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-TO_WORKER = (Load, Request, Part, Cancel, Credit)
+TO_WORKER = (Load, Request, Part, Cancel, Credit, Threads)
 FROM_WORKER = (Hello, Progress, Ready, Chunks, Done, Error, Beat, Log)
 
 

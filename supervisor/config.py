@@ -174,6 +174,7 @@ class ModelConfig:
     keep_alive_s: float | None = _key("keep_alive", _duration)
     pinned: bool = _key("pinned", _flag, False)
     priority: int = _key("priority", _whole(-100, 100), 0)
+    cores: int | None = _key("cores", _whole(1, 1024))
     group: str | None = _key("group", _text)
     conflicts_with: tuple[str, ...] = _key("conflicts_with", _texts, ())
     system_prompt: str | None = _key("system_prompt", _text)
@@ -187,9 +188,9 @@ class Config:
     """Everything that can be set. Durations in seconds, negative = no limit; sizes in bytes.
 
     budget: device -> most bytes we may hold there. reserve_bytes: device -> bytes left to others.
-    max_loaded: models at once. max_wait_s: how long newer work may keep a busy model in place while
-    another waits for its room. min_residency_s: how long a busy model stays at least. standby:
-    backends that keep an imported process ready.
+    max_loaded: models at once. cores: that all models share. max_wait_s: how long newer work may
+    keep a busy model in place while another waits for its room. min_residency_s: how long a busy
+    model stays at least. standby: backends that keep an imported process ready.
     conversations_bytes: disk for the states of conversations of models that were unloaded.
     fake_device: "fake0:BYTES:DIR", for tests.
     """
@@ -205,6 +206,7 @@ class Config:
     keep_alive_s: float = _key("keep_alive", _duration, 300.0)
     queue_limit: int = _key("queue_limit", _whole(1, 1_000_000), 512)
     max_loaded: int | None = _key("max_loaded", _whole(1, 1000))
+    cores: int | None = _key("cores", _whole(1, 1024))
     max_wait_s: float = _key("max_wait", _duration, 8.0)
     min_residency_s: float = _key("min_residency", _duration, 2.0)
     standby: tuple[str, ...] = _key("standby", _texts, ())

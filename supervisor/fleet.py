@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from uml.supervisor.budget import Budget, Bytes
+from uml.supervisor.cores import divide
 from uml.supervisor.states import (
     Action,
     Grant,
@@ -21,6 +22,7 @@ from uml.supervisor.states import (
     Spawn,
     State,
     Tell,
+    Threads,
     Waiter,
     WorkerState,
 )
@@ -31,20 +33,22 @@ COMING = (State.STARTING, State.STANDBY, State.LOADING)
 
 class Fleet:
     """Owner of worker states. do: takes the actions. freed: is told that a worker's room may be
-    had, now or soon."""
+    had, now or soon. cores: that all share, None = they are not counted."""
 
     def __init__(
         self,
         budget: Budget,
         do: Callable[[Action], None],
         freed: Callable[[WorkerState], None],
+        cores: int | None = None,
     ) -> None:
-        self._budget, self._do, self._freed = budget, do, freed
+        self._budget, self._do, self._freed, self._cores = budget, do, freed, cores
         self._ids = itertools.count(1)
         self._workers: dict[str, WorkerState] = {}
         self._serving: dict[str, WorkerState] = {}
         self._running: dict[int, WorkerState] = {}
         self._spares: dict[str, WorkerState] = {}
+        self._computing: dict[str, WorkerState] = {}
 
     @property
     def workers(self) -> Mapping[str, WorkerState]:
@@ -84,11 +88,14 @@ class Fleet:
     def load(self, worker: WorkerState, now: float) -> None:
         assert worker.need is not None and worker.leased
         worker.state, worker.load_at = State.LOADING, now
-        self._do(Load(worker.id, worker.need))
+        self._computes(worker)
+        worker.threads = worker.cores or 1
+        self._do(Load(worker.id, worker.need, worker.threads))
 
     def ready(self, worker: WorkerState, slots: int, now: float) -> None:
         worker.state, worker.slots = State.READY, max(1, slots)
         worker.ready_at = worker.used_at = now
+        self._rests(worker)
         self.idle_clock(worker)
 
     def _assign(self, worker: WorkerState, need: Need) -> None:
@@ -102,6 +109,7 @@ class Fleet:
         worker.keep_alive_s, worker.used_at = waiter.need.keep_alive_s, now
         if waiter.wants_slot:
             worker.busy.add(waiter.request)
+            self._computes(worker)
             worker.alone = waiter.request if waiter.alone else None
             self._running[waiter.request] = worker
         else:
@@ -117,6 +125,8 @@ class Fleet:
         if worker.alone == request:
             worker.alone = None
         worker.used_at = now
+        if not worker.busy:
+            self._rests(worker)
         if worker.state is State.DRAINING and not worker.busy:
             self.kill(worker, worker.reason)
         self.idle_clock(worker)
@@ -136,6 +146,33 @@ class Fleet:
         if until is not None and now >= until:
             self.kill(worker, f"idle for {worker.keep_alive_s:.0f} s")
         self.idle_clock(worker)
+
+    # --- cores -----------------------------------------------------------------------------
+
+    def _computes(self, worker: WorkerState) -> None:
+        if self._cores is not None and worker.id not in self._computing:
+            self._computing[worker.id] = worker
+            self._divide()
+
+    def _rests(self, worker: WorkerState) -> None:
+        if self._computing.pop(worker.id, None):
+            worker.cores = 0
+            self._divide()
+
+    def _divide(self) -> None:
+        assert self._cores is not None
+        workers = sorted(self._computing.values(), key=lambda w: -w.need.priority if w.need else 0)
+        shares = divide(self._cores, [w.need.cores if w.need else None for w in workers])
+        for worker, share in zip(workers, shares, strict=True):
+            worker.cores = share
+
+    def tell_cores(self) -> None:
+        """Say to each worker that computes what it has now, where that is news. Called once an
+        event is dealt with, so that nobody is told what holds for a moment only."""
+        for worker in self._computing.values():
+            if worker.threads != worker.cores:
+                worker.threads = worker.cores
+                self._do(Threads(worker.id, worker.cores))
 
     # --- going -----------------------------------------------------------------------------
 
@@ -167,6 +204,7 @@ class Fleet:
             return
         worker.state, worker.reason = State.KILLING, reason
         self._spares.pop(worker.id, None)
+        self._rests(worker)
         if worker.model and self._serving.get(worker.model) is worker:
             del self._serving[worker.model]
         self._do(Kill(worker.id, reason))

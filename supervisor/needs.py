@@ -114,6 +114,7 @@ class Needs:
             pinned=own.pinned,
             priority=own.priority,
             places=places(model.id, self._config.models, self._identify),
+            cores=own.cores or (1 if _all_on_gpu(sized.placed) else None),
             load_s=self._registry.load_seconds(model.id),
             arithmetic=sized.arithmetic,
             options=sized.options,
@@ -232,6 +233,10 @@ def _demand(facts: ModelFacts, guess: MemoryEstimate, spec: BackendSpec) -> Dema
         layers=facts.block_count,
         heads=facts.head_count,
     )
+
+
+def _all_on_gpu(placed: Placement) -> bool:
+    return bool(placed.devices) and placed.layers is None
 
 
 def _chosen(wanted: Any, devices: Mapping[str, DeviceMemory]) -> list[DeviceMemory]:

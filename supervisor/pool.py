@@ -70,6 +70,7 @@ class Pool:
         self.conversations = Conversations(config.home, config.conversations_bytes)
         limits = states.Limits(
             max_loaded=config.max_loaded,
+            cores=config.cores or machine.cores,
             queue=config.queue_limit,
             max_wait_s=_endless(config.max_wait_s),
             min_residency_s=max(0.0, config.min_residency_s),
@@ -141,6 +142,8 @@ class Pool:
                     self._spawn(action)
                 case states.Load():
                     self._load(action)
+                case states.Threads():
+                    self.crew.workers[action.worker].send(messages.Threads(action.threads))
                 case states.Kill():
                     task = asyncio.create_task(self._kill(action.worker, action.reason))
                     self._kills[action.worker] = task
@@ -195,7 +198,7 @@ class Pool:
                 files=list(model.file.paths),
                 options=self._needs.worker_options(model, need),
                 lease=dict(need.bytes),
-                threads=self._machine.cores,
+                threads=action.threads,
                 environ=self._needs.environ(need),
             )
         )

@@ -51,7 +51,7 @@ class Scheduler:
         self._touched: set[str] = set()
         self._models: set[str] = set()
         self._queues = Queues()
-        self._fleet = Fleet(budget, self._out.append, self._freed)
+        self._fleet = Fleet(budget, self._out.append, self._freed, self.limits.cores)
         self._claims = Claims(budget, self._fleet.workers, self._fleet.serving)
         self._admission = Admission(budget, self.limits, self._fleet, self._queues, self._claims)
         self._closing = False
@@ -251,6 +251,7 @@ class Scheduler:
             for line in lines:
                 if queues.get(line.model) is line:
                     self._consider(line, now)
+        self._fleet.tell_cores()
         out = self._out[:]
         self._out.clear()
         return out

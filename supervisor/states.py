@@ -61,6 +61,14 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Threads:
+    """From now on the worker computes with so many threads."""
+
+    worker: str
+    threads: int
+
+
+@dataclass(frozen=True)
 class Kill:
     worker: str
     reason: str
@@ -92,18 +100,19 @@ class Tell:
     fields: dict[str, Any]
 
 
-Action = Spawn | Load | Kill | Grant | Refuse | SetTimer | Tell
+Action = Spawn | Load | Threads | Kill | Grant | Refuse | SetTimer | Tell
 
 
 @dataclass(frozen=True)
 class Limits:
-    """max_loaded: models at once, None = as many as fit. queue: waiting requests. max_wait_s: how
-    long newer work may keep a busy model in place while another waits for its room.
-    min_residency_s: how long a busy model stays at least, once loaded. linger_s: how long it has to
-    be idle before it leaves for another: its clients' time to ask again. priority_s: what one step
-    of priority is worth in seconds of waiting."""
+    """max_loaded: models at once, None = as many as fit. cores: that all share, None = they are not
+    counted. queue: waiting requests. max_wait_s: how long newer work may keep a busy model in place
+    while another waits for its room. min_residency_s: how long a busy model stays at least, once
+    loaded. linger_s: how long it has to be idle before it leaves for another: its clients' time to
+    ask again. priority_s: what one step of priority is worth in seconds of waiting."""
 
     max_loaded: int | None = None
+    cores: int | None = None
     queue: int = 512
     max_wait_s: float = 8.0
     min_residency_s: float = 2.0
@@ -116,9 +125,10 @@ class Limits:
 @dataclass
 class WorkerState:
     """A worker as the scheduler sees it. leased: it has its model's lease, not only a process's.
-    alone: the request that has it to itself. claimed_by: the model that waits for its room.
-    `final`: its draining cannot be undone. load_at, ready_at, used_at: when its load began and
-    ended, and a request last did. idle_timer: when its idleness will be looked at."""
+    cores: that it holds now, 0 while it is idle; threads: what it was last told of them. alone: the
+    request that has it to itself. claimed_by: the model that waits for its room. `final`: its
+    draining cannot be undone. load_at, ready_at, used_at: when its load began and ended, and a
+    request last did. idle_timer: when its idleness will be looked at."""
 
     id: str
     backend: str
@@ -126,6 +136,8 @@ class WorkerState:
     need: Need | None = None
     leased: bool = False
     slots: int = 0
+    cores: int = 0
+    threads: int = 0
     busy: set[int] = field(default_factory=set)
     alone: int | None = None
     load_at: float = 0.0

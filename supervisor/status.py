@@ -94,6 +94,7 @@ def _worker(
         "lease_bytes": lease.on_devices() if lease else {},
         "memory_bytes": used,
         "context": need.n_ctx if need else 0,
+        "cores": state.cores,
         "slots": state.slots,
         "busy": len(state.busy),
         "waiting": scheduler.waiting().get(state.model or "", 0),

@@ -176,10 +176,12 @@ class Job:
 
 class Backend:
     """Base of all backends. log: `log("info", "event", field=...)` becomes a `log` frame.
-    slots: requests served at once; the host sets it to what `load` said in `Ready`."""
+    slots: requests served at once; the host sets it to what `load` said in `Ready`. threads: cores
+    to compute with for now, see `set_threads`."""
 
     name: ClassVar[str] = ""
     slots: int = 1
+    threads: int = 1
 
     def __init__(self, outbox: Outbox, log: Callable[..., None]) -> None:
         self.outbox, self.log = outbox, log
@@ -196,6 +198,12 @@ class Backend:
         Raises: UmlError, or anything: it becomes the reason of the failed load.
         """
         raise TaskNotSupported(f"the {self.name} backend loads nothing")
+
+    def set_threads(self, count: int) -> None:
+        """Compute with `count` threads from now on: the other cores are somebody else's. Called on
+        the reader's thread, before the load and at any time after, so it must be quick. What reads
+        `self.threads` at every step or job needs nothing more."""
+        self.threads = count
 
     def submit(self, job: Job) -> None:
         """Begin a job; called on the reader's thread, so it must be quick."""

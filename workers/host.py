@@ -94,10 +94,13 @@ class Host:
                 job.credit(message.amount)
         elif isinstance(message, messages.Cancel):
             self._cancel(message.id)
+        elif isinstance(message, messages.Threads):
+            self._backend.set_threads(max(1, message.count))
         elif isinstance(message, messages.Load):
             if self._loading:
                 raise ProtocolError("a second load: a worker has one model")
             self._loading = True
+            self._backend.set_threads(max(1, message.threads))
             threading.Thread(target=self._load, args=(message,), name="load").start()
         else:
             raise ProtocolError(f"{message.t} is not for a worker")

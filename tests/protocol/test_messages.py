@@ -18,6 +18,7 @@ SAMPLES: list[messages.Message] = [
     messages.Part("r1", b"\x00\xff", True),
     messages.Cancel("r1"),
     messages.Credit("r1", 100),
+    messages.Threads(2),
     messages.Hello("fake", 7, [1, 0], {"x": "1"}),
     messages.Progress("weights", 0.5),
     messages.Progress("weights"),

@@ -38,6 +38,8 @@ class World:
         self.killed: list[tuple[str, str]] = []
         self.told: list[str] = []
         self.timers: dict[str, float] = {}
+        self.threads: dict[str, int] = {}
+        self.said_threads: list[tuple[str, int]] = []
         self.resident: dict[str, int] = {}
         self.measure()
 
@@ -49,7 +51,11 @@ class World:
                     self.resident[action.worker] = PROCESS
                 case states.Load():
                     self.loaded.append(action.worker)
+                    self.threads[action.worker] = action.threads
                     self.resident[action.worker] = action.need.bytes["ram"]
+                case states.Threads():
+                    self.threads[action.worker] = action.threads
+                    self.said_threads.append((action.worker, action.threads))
                 case states.Kill():
                     self.killed.append((action.worker, action.reason))
                 case states.Grant():
@@ -115,6 +121,13 @@ class World:
         worker = self.scheduler.worker_of(model)
         assert worker is not None, model
         return worker.id
+
+    def computing(self) -> dict[str, int]:
+        """Threads of each model that computes, as its worker was told."""
+        workers = self.scheduler.workers.values()
+        found = {w.model or w.id: self.threads[w.id] for w in workers if w.cores}
+        assert found == {w.model or w.id: w.cores for w in workers if w.cores}
+        return found
 
     def bring(self, wanted: Need, request: int, slots: int = 2) -> str:
         """Ask for a model and let it come up undisturbed; its worker."""

@@ -45,6 +45,7 @@ OPTIONS = {
 }
 COMMANDS = {
     "who": "says the model's name",
+    "threads": "says how many cores it has",
     "say=WORD": "says this",
     "slow=S": "seconds per token of this request",
     "fail": "fails with an error",
@@ -134,6 +135,7 @@ class Fake(Backend):
             running.left = int(words["flood"])
         running.script = [self._model] if "who" in words else []
         running.script += [words["say"]] if "say" in words else []
+        running.script += [f"threads:{self.threads}"] if "threads" in words else []
         if isinstance(job.task, Transcribe):
             heard = job.task.audio.read()
             digest = hashlib.sha256(heard).hexdigest()[:16]

@@ -27,6 +27,7 @@ from uml.protocol.messages import (
     Progress,
     Ready,
     Request,
+    Threads,
     pack,
     parse,
 )
@@ -121,6 +122,17 @@ class WorkerProcess:
 
     def cancel(self, name: str) -> None:
         self._write(Cancel(name))
+
+    def threads(self, count: int) -> None:
+        self._write(Threads(count))
+
+    def cpu(self) -> dict[str, float]:
+        """Thread -> seconds it has computed."""
+        found = {}
+        for stat in Path(f"/proc/{self._process.pid}/task").glob("*/stat"):
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+            found[stat.parent.name] = int(fields[11]) / os.sysconf("SC_CLK_TCK")
+        return found
 
     def credit(self, name: str, amount: int) -> None:
         self._write(Credit(name, amount))

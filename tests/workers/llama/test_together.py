@@ -188,3 +188,20 @@ def test_parked_conversations_come_back(tiny_worker: WorkerProcess) -> None:
     again = [tiny_worker.run(task) for task in tasks]
     assert [a.text() for a in again] == first
     assert all(a.done and a.done.usage["cached_tokens"] == 90 for a in again)
+
+
+def test_cores_given_or_taken_count_at_once(llama_python: str, models_dir: Path) -> None:
+    worker = WorkerProcess(llama_python, models_dir / CHAT_MODEL, n_ctx=512, slots=2, threads=1)
+    try:
+        worker.run(about("the sea"))
+        one = worker.cpu()
+        worker.threads(2)
+        worker.run(about("the sea", max_tokens=60))
+        two = worker.cpu()
+        (helper,) = two.keys() - one.keys()
+        assert two[helper] > 0
+        worker.threads(1)
+        worker.run(about("a dog", max_tokens=60))
+        assert worker.cpu().get(helper, 0.0) - two[helper] <= 0.02, "it computes no more"
+    finally:
+        worker.close()

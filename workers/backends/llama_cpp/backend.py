@@ -108,6 +108,7 @@ class LlamaCpp(Backend):
             slots,
             self.outbox,
             options.n_batch,
+            lambda: self.threads,
             loaded.pace,
             speculate=options.speculate,
         )
@@ -136,6 +137,7 @@ class LlamaCpp(Backend):
             options.n_ctx,
             options.n_batch,
             options.slots,
+            lambda: self.threads,
         )
         engine.start()
         self._engine = engine

@@ -7,6 +7,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,15 +35,23 @@ class _Work:
 
 
 class EmbedEngine:
-    """Threads: one, which tokenises and encodes in turn. n_seq: texts per batch."""
+    """Threads: one, which tokenises and encodes in turn. n_seq: texts per batch. threads: how many
+    of the library's may compute, asked for every batch."""
 
     def __init__(
-        self, context: Any, vocab: Vocab, outbox: Outbox, n_ctx: int, n_batch: int, n_seq: int
+        self,
+        context: Any,
+        vocab: Vocab,
+        outbox: Outbox,
+        n_ctx: int,
+        n_batch: int,
+        n_seq: int,
+        threads: Callable[[], int],
     ) -> None:
         self._context, self._vocab, self._outbox = context, vocab, outbox
         self._memory = lib.llama_get_memory(context)
         self._width: int = lib.llama_model_n_embd_out(lib.llama_get_model(context))
-        self._n_ctx, self._n_seq = n_ctx, n_seq
+        self._n_ctx, self._n_seq, self._threads = n_ctx, n_seq, threads
         self._batch = Batch(n_batch)
         self._wake = threading.Condition()
         self._inbox: deque[Job] = deque()
@@ -148,6 +157,8 @@ class EmbedEngine:
     def _compute(self, placed: list[tuple[_Work, int]]) -> None:
         if self._memory:
             lib.llama_memory_clear(self._memory, False)
+        threads = self._threads()
+        lib.llama_set_n_threads(self._context, threads, threads)
         if status := lib.llama_decode(self._context, self._batch.c):
             raise RuntimeError(f"llama_decode gave {status}")
         self.steps += 1

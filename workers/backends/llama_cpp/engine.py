@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -39,8 +40,8 @@ _BLOCKED_S = 0.005
 
 
 class Engine:
-    """n_batch: rows of a step. pace: of prompts, as far as it is known. speculate: guess tokens
-    where that pays."""
+    """n_batch: rows of a step. threads: how many may compute, asked for every step. pace: of
+    prompts, as far as it is known. speculate: guess tokens where that pays."""
 
     def __init__(
         self,
@@ -48,12 +49,13 @@ class Engine:
         slots: Slots,
         outbox: Outbox,
         n_batch: int,
+        threads: Callable[[], int],
         pace: Pace,
         *,
         speculate: bool = True,
     ) -> None:
         self._vocab, self._slots, self._outbox = vocab, slots, outbox
-        self._pace, self._gain = pace, Gain()
+        self._threads, self._pace, self._gain = threads, pace, Gain()
         self._next = Step(slots, Batch(n_batch), pace, self._gain, speculate)
         self._results = Results(vocab.size)
         self._wake = threading.Condition()
@@ -115,8 +117,9 @@ class Engine:
                     if not self._inbox:
                         self._wake.wait(_BLOCKED_S)
             return
-        begin = time.monotonic()
+        begin, threads = time.monotonic(), self._threads()
         context, batch = self._slots.context.handle, self._next.batch
+        lib.llama_set_n_threads(context, threads, threads)
         status = lib.llama_decode(context, batch.c)
         if status:
             self._refused(status)
