@@ -15,20 +15,29 @@ from uml.supervisor.budget import LOADED, Budget, Bytes, is_place
 from uml.supervisor.claims import Claims
 from uml.supervisor.eviction import Candidate, pick_victims
 from uml.supervisor.fleet import COMING, Fleet
+from uml.supervisor.forecast import Forecast
 from uml.supervisor.queues import Line, Queues
 from uml.supervisor.states import Limits, Need, State, WorkerState
 
 #: Never, as a time to come.
 NEVER = math.inf
+#: When to look again whether somebody else has given memory back, which cannot be foreseen.
+_OTHERS_S = 10.0
 
 
 class Admission:
     """Questions about room."""
 
     def __init__(
-        self, budget: Budget, limits: Limits, fleet: Fleet, queues: Queues, claims: Claims
+        self,
+        budget: Budget,
+        limits: Limits,
+        fleet: Fleet,
+        queues: Queues,
+        claims: Claims,
+        forecast: Forecast,
     ) -> None:
-        self._budget, self._limits = budget, limits
+        self._budget, self._limits, self._forecast = budget, limits, forecast
         self._fleet, self._queues, self._claims = fleet, queues, claims
 
     def wants(self, need: Need) -> Bytes:
@@ -36,15 +45,18 @@ class Admission:
         places = [*need.places, *([LOADED] if self._limits.max_loaded else [])]
         return need.bytes | dict.fromkeys(places, 1)
 
-    def missing(self, need: Need, holder: str | None) -> Bytes:
-        """What the loaded model lacks now; claims of others keep what they wait for."""
-        wants = self.wants(need)
-        return self._budget.missing(wants, self._claims.held_back(need.model, wants), holder)
+    def turn_s(self, need: Need) -> float:
+        """Seconds until a request that comes now would get its turn, as far as can be told."""
+        return self._forecast.turn_s(need, self.wants(need))
 
-    def process_fits(self, need: Need) -> bool:
-        """Whether a process that only imports its library may start already."""
-        held = self._claims.held_back(need.model, need.process_bytes)
-        return not self._budget.missing(need.process_bytes, held)
+    def missing(self, need: Need, holder: str | None) -> Bytes:
+        """What the loaded model lacks now; claims that rank before it keep what they wait for."""
+        wants = self.wants(need)
+        return self._budget.missing(wants, self._held_back(need.model, wants), holder)
+
+    def process_fits(self, model: str, process_bytes: Bytes) -> bool:
+        """Whether a process that only imports its library may start already, for `model`."""
+        return not self._budget.missing(process_bytes, self._held_back(model, process_bytes))
 
     def victims(self, line: Line, short: Bytes, now: float) -> tuple[list[str] | None, float]:
         """Who leaves now so that `short` comes free, None if that cannot be yet; and when to ask
@@ -136,8 +148,20 @@ class Admission:
             )
         return Unavailable(
             f"no room for {need.model} now, and nothing of ours to unload: {short}",
-            retry_after_s=10,
+            retry_after_s=max(_OTHERS_S, self.turn_s(need)),
         )
+
+    def _held_back(self, model: str, things: Iterable[str]) -> Bytes:
+        lines = self._queues.lines
+        mine = lines.get(model)
+
+        def before(other: str) -> bool:
+            theirs = lines.get(other)
+            return other != model and not (
+                mine and theirs and self._rank(mine) < self._rank(theirs)
+            )
+
+        return self._claims.held_back(things, before)
 
     # --- who may leave ---------------------------------------------------------------------
 

@@ -1,12 +1,13 @@
 """What models hold while others leave for them.
 
-A claim is made at once with the decision who leaves: from then on nobody else is promised what
-the victims give back, nor what is free and the claimant needs besides.
+A claim is made at once with the decision who leaves: from then on nobody who ranks after the
+claimant is promised what the victims give back, nor what is free and the claimant needs besides.
+Who ranks before it is: else each could wait for the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from uml.supervisor.budget import Budget, Bytes
@@ -65,13 +66,13 @@ class Claims:
         if worker.claimed_by and (claim := self._claims.get(worker.claimed_by)):
             claim.victims.discard(worker.id)
 
-    def held_back(self, model: str, things: Iterable[str]) -> Bytes:
-        """What other claims than `model`'s need of what is free now, beyond what their victims
-        and their own processes bring."""
+    def held_back(self, things: Iterable[str], before: Callable[[str], bool]) -> Bytes:
+        """What claims need of what is free now, beyond what their victims and their own processes
+        bring. before: whether a model's claim counts against who asks."""
         held: Bytes = {}
         for thing in things:
             for claim in self._on.get(thing, {}).values():
-                if claim.model == model:
+                if not before(claim.model):
                     continue
                 own, holders = self._serving.get(claim.model), self._budget.holders(thing)
                 bring = claim.victims | ({own.id} if own else set())

@@ -46,7 +46,7 @@ class Fleet:
         self._ids = itertools.count(1)
         self._workers: dict[str, WorkerState] = {}
         self._serving: dict[str, WorkerState] = {}
-        self._running: dict[int, WorkerState] = {}
+        self._running: dict[int, tuple[WorkerState, float]] = {}
         self._spares: dict[str, WorkerState] = {}
         self._computing: dict[str, WorkerState] = {}
 
@@ -111,16 +111,16 @@ class Fleet:
             worker.busy.add(waiter.request)
             self._computes(worker)
             worker.alone = waiter.request if waiter.alone else None
-            self._running[waiter.request] = worker
+            self._running[waiter.request] = worker, now
         else:
             self.idle_clock(worker)
         self._do(Grant(waiter.request, worker.id))
 
-    def finished(self, request: int, now: float) -> WorkerState | None:
-        """A granted request ended; the worker it ran on."""
-        worker = self._running.pop(request, None)
+    def finished(self, request: int, now: float) -> tuple[WorkerState | None, float]:
+        """A granted request ended; the worker it ran on, and since when."""
+        worker, since = self._running.pop(request, (None, now))
         if worker is None:
-            return None
+            return None, since
         worker.busy.discard(request)
         if worker.alone == request:
             worker.alone = None
@@ -130,7 +130,7 @@ class Fleet:
         if worker.state is State.DRAINING and not worker.busy:
             self.kill(worker, worker.reason)
         self.idle_clock(worker)
-        return worker
+        return worker, since
 
     def idle_clock(self, worker: WorkerState) -> None:
         """One timer per worker, set again only to fire earlier: a busy model sets none."""

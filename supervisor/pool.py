@@ -74,7 +74,9 @@ class Pool:
             queue=config.queue_limit,
             max_wait_s=_endless(config.max_wait_s),
             min_residency_s=max(0.0, config.min_residency_s),
-            standby=frozenset(config.standby),
+            standby={
+                name: {"ram": specs[name].process_bytes} for name in config.standby if name in specs
+            },
         )
         self.scheduler = Scheduler(Budget(config.budget, config.reserve_bytes), limits)
         room = self.scheduler.budget.available
@@ -106,6 +108,7 @@ class Pool:
         """End what an earlier supervisor left, measure, and watch."""
         await self.crew.clear_up()
         self.measure()
+        self.feed(self.scheduler.on_started(self.now()))
         self._watch.start()
 
     async def close(self, deadline_s: float | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -109,7 +110,8 @@ class Limits:
     counted. queue: waiting requests. max_wait_s: how long newer work may keep a busy model in place
     while another waits for its room. min_residency_s: how long a busy model stays at least, once
     loaded. linger_s: how long it has to be idle before it leaves for another: its clients' time to
-    ask again. priority_s: what one step of priority is worth in seconds of waiting."""
+    ask again. priority_s: what one step of priority is worth in seconds of waiting. standby:
+    backends of which a process with the library imported is kept ready, and what that takes."""
 
     max_loaded: int | None = None
     cores: int | None = None
@@ -118,7 +120,7 @@ class Limits:
     min_residency_s: float = 2.0
     linger_s: float = 0.05
     priority_s: float = 10.0
-    standby: frozenset[str] = frozenset()
+    standby: Mapping[str, Bytes] = field(default_factory=dict)
     standby_delay_s: float = 1.0
 
 

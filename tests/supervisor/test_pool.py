@@ -388,3 +388,36 @@ async def test_plan_explains_without_doing(tmp_path: Path) -> None:
         assert plan["fits"] and [v["model"] for v in plan["victims"]] == ["a"]
         assert plan["need_bytes"]["fake0"] == 70 * MB
         assert h.worker("a")["state"] == "ready"
+
+
+async def test_standby_is_ready_before_any_model_and_holds_nothing_of_the_device(
+    tmp_path: Path,
+) -> None:
+    device = tmp_path / "device"
+    device.mkdir()
+    settings: dict[str, Any] = {"fake_device": f"fake0:{100 * MB}:{device}", "standby": ["fake"]}
+    async with house(tmp_path / "home", **settings) as h:
+        (spare,) = await until(
+            lambda: [w for w in h.pool.status()["workers"] if w["state"] == "standby"]
+        )
+        assert spare["model"] is None and set(spare["lease_bytes"]) == {"ram"}
+        assert spare["memory_bytes"].get("fake0", 0) == 0 and not list(device.iterdir())
+        model = h.model("a", weights_bytes=70 * MB, device="fake0")
+        assert (await h.ask(model)).text.startswith("a ")
+        assert h.worker("a")["pid"] == spare["pid"], "the load took the process that was there"
+
+
+async def test_single_model_mode_never_has_two_models_resident(tmp_path: Path) -> None:
+    """Memory for all, `max_loaded` = 1: what the device holds is one model's, at every moment."""
+    device = tmp_path / "device"
+    device.mkdir()
+    settings: dict[str, Any] = {"fake_device": f"fake0:{1000 * MB}:{device}", "max_loaded": 1}
+    async with house(tmp_path / "home", **settings) as h:
+        models = [h.model(n, weights_bytes=50 * MB, device="fake0") for n in ("a", "b", "c")]
+        asked = [asyncio.create_task(h.ask(models[i % 3], max_tokens=2)) for i in range(18)]
+        most = 0
+        while not all(task.done() for task in asked):
+            most = max(most, len(list(device.iterdir())))
+            await asyncio.sleep(0.001)
+        assert most == 1
+        assert {(await task).text.split()[0] for task in asked} == {"a", "b", "c"}

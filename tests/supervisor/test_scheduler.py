@@ -174,9 +174,7 @@ def test_residue_is_not_promised_again_until_it_is_seen_back() -> None:
     world.gone(old, residue=600 * MB)
     assert world.state("b") is not State.LOADING
     assert world.scheduler.budget.leases[old].residue
-    del world.resident[old]
-    world.measure()
-    world.do(world.scheduler.on_residue(old, {}, world.clock))
+    world.residue_goes(old)
     assert old not in world.scheduler.budget.leases
 
 
@@ -455,7 +453,7 @@ def test_shutdown_refuses_the_queue_and_lets_answers_finish() -> None:
 
 
 def test_warm_standby_takes_the_next_load_without_a_spawn() -> None:
-    world = World(standby=frozenset({"b"}), standby_delay_s=1.0)
+    world = World(standby={"b": {"ram": PROCESS}}, standby_delay_s=1.0)
     world.bring(need("a"), 1)
     world.wait(1.5)
     assert world.spawned == ["w1", "w2"]
@@ -465,7 +463,7 @@ def test_warm_standby_takes_the_next_load_without_a_spawn() -> None:
 
 
 def test_warm_standby_is_the_first_to_go_when_memory_is_short() -> None:
-    world = World(standby=frozenset({"b"}))
+    world = World(standby={"b": {"ram": PROCESS}})
     world.bring(need("a", 500 * MB), 1)
     world.wait(1.5)
     world.hello("w2")

@@ -6,12 +6,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.supervisor.world import MB, World, need
+from tests.supervisor.world import MB, PROCESS, World, need
 from uml.protocol.errors import WorkerDied
-from uml.supervisor.states import State
+from uml.supervisor.states import Need, State
 
-SIZES = {"a": 300 * MB, "b": 500 * MB, "c": 700 * MB, "d": 950 * MB}
-MODELS = st.sampled_from(sorted(SIZES))
+MODELS = st.sampled_from("abcd")
+#: States in which a worker has its model's memory, or may have.
+RESIDENT = (State.LOADING, State.READY, State.DRAINING, State.KILLING)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -19,10 +20,17 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(max_wait_s=4.0, standby=frozenset({"b"}))
+        self.world = self.make()
         self.requests = 0
         self.open: set[int] = set()
         self.left: set[int] = set()
+
+    def make(self) -> World:
+        return World(max_wait_s=4.0, standby={"b": {"ram": PROCESS}})
+
+    def wanted(self, model: str, ctx: int) -> Need:
+        size = {"a": 300, "b": 500, "c": 700, "d": 950}[model] * MB
+        return need(model, size, n_ctx=ctx, keep_alive_s=20.0)
 
     def pick(self, *states: State) -> list[str]:
         return [w.id for w in self.world.scheduler.workers.values() if w.state in states]
@@ -34,8 +42,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def ask(self, model: str, urgent: bool, ctx: int) -> None:
         self.requests += 1
         self.open.add(self.requests)
-        wanted = need(model, SIZES[model], n_ctx=ctx, keep_alive_s=20.0)
-        self.world.ask(self.requests, wanted, urgent=urgent)
+        self.world.ask(self.requests, self.wanted(model, ctx), urgent=urgent)
 
     @rule(data=st.data())
     @precondition(lambda self: self.running())
@@ -91,15 +98,14 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.open.discard(request)
                 self.left.add(request)
                 self.world.finish(request)
-            self.world.gone(worker, min(residue, self.world.resident.get(worker, 0)))
+            held = self.world.resident.get(worker, {})
+            self.world.gone(worker, min(residue, held.get("ram", 0)))
 
     @rule()
     def residue_goes(self) -> None:
         for holder, lease in list(self.world.scheduler.budget.leases.items()):
             if lease.residue:
-                self.world.resident.pop(holder, None)
-                self.world.measure()
-                self.world.do(self.world.scheduler.on_residue(holder, {}, self.world.clock))
+                self.world.residue_goes(holder)
 
     @rule(seconds=st.sampled_from([0.5, 5.0, 30.0]))
     def wait(self, seconds: float) -> None:
@@ -120,9 +126,29 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def leases_never_exceed_the_machine(self) -> None:
-        budget = self.world.scheduler.budget
-        assert budget.leased("ram") <= self.world.total
-        assert sum(self.world.resident.values()) <= self.world.total
+        world, budget = self.world, self.world.scheduler.budget
+        for device, total in world.totals.items():
+            held = [lease.bytes.get(device, 0) for lease in budget.leases.values()]
+            assert sum(held) == budget.leased(device) <= total
+            assert world.used(device) <= total
+
+    @invariant()
+    def what_a_worker_occupies_was_promised_to_it(self) -> None:
+        for worker, held in self.world.resident.items():
+            lease = self.world.scheduler.budget.leases[worker]
+            assert all(count <= lease.bytes.get(device, 0) for device, count in held.items())
+
+    @invariant()
+    def who_computes_has_cores_and_who_is_idle_has_none(self) -> None:
+        cores, workers = self.world.scheduler.limits.cores, self.world.scheduler.workers.values()
+        for worker in workers:
+            computes = worker.state is State.LOADING or (
+                worker.busy and worker.state in (State.READY, State.DRAINING)
+            )
+            assert bool(worker.cores) == bool(computes and cores)
+            assert not worker.cores or self.world.threads[worker.id] == worker.cores
+        held = [w.cores for w in workers if w.cores]
+        assert sum(held) <= max(cores or 0, len(held))
 
     @invariant()
     def every_lease_has_a_worker_or_is_residue(self) -> None:
@@ -164,5 +190,59 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not count or due or world.timers, f"{model} waits for nothing"
 
 
+class CrowdedMachine(SchedulerMachine):
+    """Two devices beside RAM, few cores, a group, a conflict, priorities and a pinned model."""
+
+    def make(self) -> World:
+        devices = {"g0": 100 * MB, "g1": 100 * MB}
+        return World(total=600 * MB, others=devices, cores=2, max_wait_s=4.0)
+
+    def wanted(self, model: str, ctx: int) -> Need:
+        on: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
+            "a": ({"ram": 60 * MB, "g0": 60 * MB}, ("place:group|x",)),
+            "b": ({"ram": 60 * MB, "g0": 30 * MB, "g1": 70 * MB}, ("place:group|x", "place:b|c")),
+            "c": ({"ram": 400 * MB}, ("place:b|c",)),
+            "d": ({"ram": 60 * MB, "g1": 60 * MB}, ()),
+        }
+        size, places = on[model]
+        return need(
+            model,
+            size,
+            n_ctx=ctx,
+            keep_alive_s=20.0,
+            places=places,
+            pinned=model == "d",
+            priority=2 * (model == "c"),
+            cores=1 if model == "a" else None,
+        )
+
+    @invariant()
+    def no_place_is_taken_twice(self) -> None:
+        budget = self.world.scheduler.budget
+        for place in ("place:group|x", "place:b|c"):
+            assert budget.leased(place) == len(budget.holders(place)) <= 1
+
+    @invariant()
+    def pinned_models_leave_for_nobody(self) -> None:
+        for worker, reason in self.world.killed:
+            assert not (reason.startswith("evicted") and self.world.model_of[worker] == "d")
+
+
+class SingleMachine(SchedulerMachine):
+    """`max_loaded` = 1 with memory for all: two models are never resident together."""
+
+    def make(self) -> World:
+        return World(total=100_000 * MB, max_loaded=1, max_wait_s=4.0)
+
+    @invariant()
+    def never_two_resident(self) -> None:
+        workers = self.world.scheduler.workers.values()
+        assert sum(w.leased and w.state in RESIDENT for w in workers) <= 1
+
+
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestCrowdedMachine = CrowdedMachine.TestCase
+TestSingleMachine = SingleMachine.TestCase
+for _case in (TestSchedulerMachine, TestCrowdedMachine, TestSingleMachine):
+    _case.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+del _case  # or it would be collected, too

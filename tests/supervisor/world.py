@@ -14,33 +14,41 @@ MB = 1 << 20
 PROCESS = 50 * MB
 
 
-def need(model: str, size: int = 400 * MB, **extra: object) -> Need:
+def need(model: str, size: int | dict[str, int] = 400 * MB, **extra: object) -> Need:
+    """size: of RAM, or per device."""
     return Need(
         model=model,
         backend=str(extra.pop("backend", "b")),
-        bytes={"ram": size},
+        bytes=size if isinstance(size, dict) else {"ram": size},
         process_bytes={"ram": PROCESS},
         **extra,  # type: ignore[arg-type]
     )
 
 
 class World:
-    """RAM of `total` bytes. Events are delivered only when the test says so."""
+    """RAM of `total` bytes, and `others`. Events are delivered only when the test says so.
 
-    def __init__(self, total: int = 1000 * MB, **limits: object) -> None:
+    resident: what each worker occupies. foreign: what strangers do, of RAM.
+    """
+
+    def __init__(
+        self, total: int = 1000 * MB, others: dict[str, int] | None = None, **limits: object
+    ) -> None:
         limits.setdefault("linger_s", 0.0)
-        self.total, self.foreign, self.clock = total, 0, 0.0
+        self.totals = {"ram": total, **(others or {})}
+        self.foreign, self.clock = 0, 0.0
         self.scheduler = Scheduler(Budget(), states.Limits(**limits))  # type: ignore[arg-type]
         self.granted: dict[int, str] = {}
         self.refused: dict[int, UmlError] = {}
         self.spawned: list[str] = []
         self.loaded: list[str] = []
         self.killed: list[tuple[str, str]] = []
+        self.model_of: dict[str, str | None] = {}
         self.told: list[str] = []
         self.timers: dict[str, float] = {}
         self.threads: dict[str, int] = {}
         self.said_threads: list[tuple[str, int]] = []
-        self.resident: dict[str, int] = {}
+        self.resident: dict[str, dict[str, int]] = {}
         self.measure()
 
     def do(self, actions: list[states.Action]) -> None:
@@ -48,16 +56,18 @@ class World:
             match action:
                 case states.Spawn():
                     self.spawned.append(action.worker)
-                    self.resident[action.worker] = PROCESS
+                    self.resident[action.worker] = {"ram": PROCESS}
                 case states.Load():
                     self.loaded.append(action.worker)
                     self.threads[action.worker] = action.threads
-                    self.resident[action.worker] = action.need.bytes["ram"]
+                    self.resident[action.worker] = dict(action.need.bytes)
                 case states.Threads():
                     self.threads[action.worker] = action.threads
                     self.said_threads.append((action.worker, action.threads))
                 case states.Kill():
                     self.killed.append((action.worker, action.reason))
+                    worker = self.scheduler.workers.get(action.worker)
+                    self.model_of[action.worker] = worker.model if worker else None
                 case states.Grant():
                     assert action.request not in self.granted
                     self.granted[action.request] = action.worker
@@ -69,13 +79,24 @@ class World:
                 case states.Tell():
                     self.told.append(action.event)
 
-    def free(self) -> int:
-        return self.total - self.foreign - sum(self.resident.values())
+    @property
+    def total(self) -> int:
+        return self.totals["ram"]
+
+    def used(self, device: str) -> int:
+        """By workers."""
+        return sum(held.get(device, 0) for held in self.resident.values())
+
+    def free(self, device: str = "ram") -> int:
+        foreign = self.foreign if device == "ram" else 0
+        return self.totals[device] - foreign - self.used(device)
 
     def measure(self) -> None:
-        ram = DeviceMemory("ram", "ram", self.total, self.free())
-        resident = {w: {"ram": b} for w, b in self.resident.items()}
-        self.do(self.scheduler.on_measured([ram], resident, self.clock))
+        devices = [
+            DeviceMemory(name, "ram" if name == "ram" else "fake", total, self.free(name))
+            for name, total in self.totals.items()
+        ]
+        self.do(self.scheduler.on_measured(devices, self.resident, self.clock))
 
     # --- events ---
 
@@ -94,12 +115,18 @@ class World:
         self.measure()
         self.do(self.scheduler.on_ready(worker, slots, self.clock))
 
-    def gone(self, worker: str, residue: int = 0) -> None:
-        self.resident[worker] = residue
-        if not residue:
-            del self.resident[worker]
+    def gone(self, worker: str, residue: int = 0, device: str = "ram") -> None:
+        """Its tree is reaped; `residue` bytes of `device` have not come back."""
+        self.resident.pop(worker, None)
+        if residue:
+            self.resident[worker] = {device: residue}
         self.measure()
-        self.do(self.scheduler.on_gone(worker, {"ram": residue}, self.clock))
+        self.do(self.scheduler.on_gone(worker, {device: residue}, self.clock))
+
+    def residue_goes(self, worker: str) -> None:
+        self.resident.pop(worker, None)
+        self.measure()
+        self.do(self.scheduler.on_residue(worker, {}, self.clock))
 
     def wait(self, seconds: float) -> None:
         """Let time pass, firing the timers that fall due, in order."""
@@ -137,3 +164,15 @@ class World:
         self.ready(worker, slots)
         assert self.granted[request] == worker
         return worker
+
+    def bring_instead(self, wanted: Need, request: int) -> str:
+        """As `bring`, where others have to be killed first."""
+        self.ask(request, wanted)
+        for worker in list(self.scheduler.workers.values()):
+            if worker.state is State.KILLING:
+                self.gone(worker.id)
+        worker_id = self.id_of(wanted.model)
+        self.hello(worker_id)
+        self.ready(worker_id)
+        assert self.granted[request] == worker_id
+        return worker_id
