@@ -3,7 +3,7 @@
 PYTHON ?= python3
 TOOLS ?= .venv/bin
 
-.PHONY: test fast lint format types bench serve wheel tools clean
+.PHONY: test fast lint format types bench soak serve wheel tools clean
 
 test: ## everything, with real models
 	./run.py test
@@ -16,6 +16,9 @@ serve:
 
 bench: ## BENCH="--llama-server PATH --only swap": what to measure, and beside what
 	./run.py test --bench $(BENCH)
+
+soak: ## 500 swaps with kills, fake and real, into docs/reliability.md; SOAK="--only fake"
+	./run.py test --soak $(SOAK)
 
 $(TOOLS)/ruff: setup.cfg
 	$(PYTHON) -m venv .venv

@@ -17,12 +17,15 @@ from uml.supervisor.pull import pull
 
 USAGE = """usage: ./run.py test [--fast] [pytest arguments]
        ./run.py test --bench [arguments of the benchmarks; --help lists them]
+       ./run.py test --soak [arguments of the long selftest; --help lists them]
 
 Sets up what the tests need (an environment, the llama_cpp backend, three real models; all kept
 for the next time) and runs them. --fast leaves out the backend, the models and their tests;
---bench measures speed instead of testing.
+--bench measures speed instead of testing; --soak swaps and kills for half an hour.
 Example: ./run.py test --fast -k scheduler
 """
+#: What runs instead of pytest.
+_OTHERS = {"--bench": "tests.benchmarks", "--soak": "tests.soak"}
 #: Real models the tests use: file name -> where it comes from. The first one is enough to prove
 #: the backend, and the second is made with the backend's numpy.
 MODELS = {
@@ -33,12 +36,13 @@ MODELS = {
 
 
 def test(argv: list[str]) -> int:
-    """Returns the exit code of pytest, or of the benchmarks; 1 when the set-up fails."""
+    """Returns the exit code of pytest, or of what runs instead; 1 when the set-up fails."""
     if argv[:1] in (["--help"], ["-h"]):
         print(USAGE, end="")
         return 0
-    fast, bench = "--fast" in argv, "--bench" in argv
-    argv = [a for a in argv if a not in ("--fast", "--bench")]
+    fast = "--fast" in argv
+    module = next((_OTHERS[a] for a in argv if a in _OTHERS), "pytest")
+    argv = [a for a in argv if a != "--fast" and a not in _OTHERS]
     environ = dict(os.environ)
     if fast:
         argv = ["-m", "not llama", *argv]
@@ -48,7 +52,7 @@ def test(argv: list[str]) -> int:
         except UmlError as e:
             print(f"setting up the tests: {e.message}", file=sys.stderr)
             return 1
-    command = [sys.executable, "-m", "tests.benchmarks" if bench else "pytest", *argv]
+    command = [sys.executable, "-m", module, *argv]
     return subprocess.run(
         command, cwd=CHECKOUT, env=environ, stdin=subprocess.DEVNULL, check=False
     ).returncode

@@ -179,7 +179,7 @@ def machine() -> dict[str, Any]:
         "cpu": cpu,
         "cores": cores(),
         "ram_bytes": psutil.virtual_memory().total,
-        "system": platform.platform(),
+        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "python": platform.python_version(),
     }
 
