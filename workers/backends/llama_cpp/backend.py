@@ -35,14 +35,14 @@ class LlamaCpp(Backend):
         self._shelf: Shelf | None = None
 
     def versions(self) -> dict[str, str]:
-        import llama_cpp
+        from uml.workers.backends.llama_cpp import library
 
+        found = library.bring()
         from uml.workers.backends.llama_cpp.log import Log
 
         self._llama_log = Log()
         self._llama_log.catch()
-        library = llama_cpp.llama_version().decode()
-        return {"llama-cpp-python": llama_cpp.__version__, "llama.cpp": library}
+        return found
 
     def load(self, load: Load, progress: Progress) -> Ready:
         from uml.workers.backends.llama_cpp.load import load as load_model
