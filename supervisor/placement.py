@@ -211,6 +211,8 @@ def _partly(
     each = demand.layers_bytes / demand.layers
     rooms = [caps.get(d.name, 0) - demand.each_bytes for d in chosen]
     rooms[-1] -= demand.tail_bytes
+    if rooms[-1] < 0:  # the tail alone is more than the largest has
+        return None
     most = [max(0, int(room // each)) if each else 0 for room in rooms]
     count = min(demand.layers - 1, sum(most))
     if count < 1:

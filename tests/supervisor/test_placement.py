@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.supervisor.machine.machines import NAMES, machine
@@ -157,6 +157,7 @@ def test_layers_that_somebody_asked_for_are_what_he_gets() -> None:
     layers=st.integers(0, 120),
     rules=st.sampled_from([LLAMA, VLLM, CPU, replace(LLAMA, split="")]),
 )
+@example("8x-a100-40gb", 791.0, 20, LLAMA)
 def test_placement_never_takes_more_than_a_device_has_and_loses_no_layer(
     name: str, gigabytes: float, layers: int, rules: Rules
 ) -> None:
