@@ -121,7 +121,7 @@ class Scanner:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if not entry.name.startswith("."):
-                        (folders if entry.is_dir() else files).append(entry.name)
+                        (folders if _is_folder(entry) else files).append(entry.name)
         except OSError:
             return [], []
         files.sort()
@@ -167,6 +167,13 @@ class Scanner:
         if depth < _DEPTH:
             for name in folders:
                 yield from self._files(os.path.join(folder, name), depth + 1)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _read_manifest(manifest: str, blobs: str, source: str) -> Found | None:

@@ -181,12 +181,17 @@ def test_odd_folders_do_not_stop_the_scan(opened: Open, tmp_path: Path) -> None:
     write(models / "good.gguf")
     (models / "loop").symlink_to(models)
     (models / "dangling.gguf").symlink_to(tmp_path / "nowhere.gguf")
+    (models / "itself.gguf").symlink_to("itself.gguf")
+    (models / "itself").symlink_to("itself")
     (models / "folder.gguf").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (models / "linked.gguf").symlink_to(tmp_path / "elsewhere")
     os.mkfifo(models / "pipe.gguf")
     write(models / ".partial/half.gguf")
-    assert ids(opened()) == ["good"]
+    registry = opened()
+    assert ids(registry) == ["good", "itself"]
+    with pytest.raises(InvalidModel, match="cannot be read: Too many levels of symbolic links"):
+        registry.find("itself")
 
 
 def test_linked_folders_are_searched_and_links_are_one_model(opened: Open, tmp_path: Path) -> None:
