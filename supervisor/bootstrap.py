@@ -33,13 +33,13 @@ STARTER_MODEL = "starter/chat"
 
 def start(argv: list[str]) -> int:
     """Run the command line and return its exit code, re-executing in an environment of our own
-    when this interpreter lacks a dependency. `test` has a larger environment than the rest."""
-    testing = argv[:1] == ["test"]
+    when this interpreter lacks a dependency. Some commands have a larger one than the rest."""
     entered = os.environ.pop(_ENTERED, "")
-    wanted = requirements("test") if testing else requirements()
+    extra = _extra(argv)
+    wanted = requirements(extra) if extra else requirements()
     if not entered and unsatisfied(wanted):
         try:
-            venv = ensure_venv("test" if testing else "cli", wanted)
+            venv = ensure_venv(extra or "cli", wanted)
         except (InstallError, OSError) as e:
             print(f"setting up uml: {e}", file=sys.stderr)
             return 1
@@ -47,13 +47,20 @@ def start(argv: list[str]) -> int:
         sys.stdout.flush()
         python = str(installer.venv_python(venv))
         os.execv(python, [python, str(CHECKOUT / "run.py"), *argv])
-    if testing:
+    if extra == "test":
         from uml.supervisor.bootstrap_test import test
 
         return test(argv[1:])
     from uml.supervisor.cli import main
 
     return main(argv)
+
+
+def _extra(argv: Sequence[str]) -> str:
+    """The extra of `setup.cfg` that a command needs; "" = none."""
+    if argv[:1] == ["pull"] and any(argument.startswith("hf:") for argument in argv):
+        return "hf"
+    return "test" if argv[:1] == ["test"] else ""
 
 
 def up(

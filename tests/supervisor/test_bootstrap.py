@@ -108,6 +108,34 @@ def test_start_says_in_one_line_what_is_missing(
     assert out.out == "" and out.err.count("\n") == 1 and "apt install python3-venv" in out.err
 
 
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        (["ls"], "cli"),
+        (["pull", "starter/chat"], "cli"),
+        (["pull", "hf:org/repo:Q4_K_M"], "hf"),
+        (["test", "--fast"], "test"),
+    ],
+)
+def test_command_gets_an_environment_with_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], name: str
+) -> None:
+    entered: list[tuple[str, list[str]]] = []
+
+    def ensure(environment: str, wanted: list[str]) -> Path:
+        entered.append((environment, wanted))
+        return Path("/made")
+
+    monkeypatch.setenv("UML_ENTERED_VENV", "")  # what is set in its place goes with the test
+    monkeypatch.setattr(bootstrap, "unsatisfied", lambda wanted: wanted)
+    monkeypatch.setattr(bootstrap, "ensure_venv", ensure)
+    monkeypatch.setattr(os, "execv", lambda path, argv: sys.exit(path))
+    with pytest.raises(SystemExit, match="/made/bin/python"):
+        bootstrap.start(argv)
+    wanted = requirements() if name == "cli" else requirements(name)
+    assert entered == [(name, wanted)]
+
+
 def test_bare_interpreter_hands_over_to_our_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
