@@ -82,6 +82,8 @@ class Budget:
         self._limits = dict(caps or {})
         self._reserve = dict(reserve or {})
         self.places = dict(places or {})
+        #: Device -> free bytes below which nothing is promised (see `relief`).
+        self.low: Bytes = {}
         self._devices: dict[str, DeviceMemory] = {}
         self._leases: dict[str, Lease] = {}
         # Per device or place, so that nothing here takes longer the more models there are.
@@ -139,7 +141,7 @@ class Budget:
         if known is None:
             return 0
         untouched = self._untouched[thing]
-        free = known.free_bytes - self._reserve.get(thing, 0)
+        free = known.free_bytes - max(self._reserve.get(thing, 0), self.low.get(thing, 0))
         if mine is not None:
             untouched -= mine.untouched(thing)
             free += min(mine.resident.get(thing, 0), mine.bytes.get(thing, 0))

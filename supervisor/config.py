@@ -191,6 +191,8 @@ class Config:
     max_loaded: models at once. cores: that all models share. max_wait_s: how long newer work may
     keep a busy model in place while another waits for its room. min_residency_s: how long a busy
     model stays at least. standby: backends that keep an imported process ready.
+    low_free_bytes, brake_bytes: device -> free bytes below which idle workers go, and busy ones.
+    leak_limit_bytes: growth at equal load that gets a worker replaced; 0 = never.
     conversations_bytes: disk for the states of conversations of models that were unloaded.
     fake_device: "fake0:BYTES:DIR", for tests.
     """
@@ -213,6 +215,9 @@ class Config:
     preload: tuple[str, ...] = _key("preload", _texts, ())
     budget: dict[str, int] = _key("budget", _sizes, {})
     reserve_bytes: dict[str, int] = _key("reserve", _sizes, {})
+    low_free_bytes: dict[str, int] = _key("low_free", _sizes, {})
+    brake_bytes: dict[str, int] = _key("brake", _sizes, {})
+    leak_limit_bytes: int = _key("leak_limit", _size, 512 << 20)
     conversations_bytes: int = _key("conversations", _size, 1 << 30)
     load_stall_s: float = _key("load_stall", _limit, 120.0)
     beat_overdue_s: float = _key("beat_overdue", _limit, 10.0)

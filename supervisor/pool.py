@@ -35,6 +35,7 @@ from uml.supervisor.footprints import Footprints
 from uml.supervisor.keeper import Keeper
 from uml.supervisor.machine import Machine
 from uml.supervisor.needs import Needs
+from uml.supervisor.pressure import Pressure
 from uml.supervisor.scheduler import Scheduler
 from uml.supervisor.serving import Serving
 from uml.supervisor.states import State
@@ -98,6 +99,7 @@ class Pool:
         self.usage = Usage(config.home / "registry.sqlite", self.now)
         self.keeper = Keeper(self, registry)
         self._crashes = Crashes(self)
+        self.pressure = Pressure(self)
         self._watch = Watch(self)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._kills: dict[str, asyncio.Task[None]] = {}
@@ -250,6 +252,7 @@ class Pool:
             return
         match message:
             case messages.Done():
+                vital.answered += 1
                 if self.footprints.due(worker.id):
                     self.look_at_footprint(worker.id)
                 self._calls.on_message(message)
@@ -301,9 +304,12 @@ class Pool:
 
     def look_at_footprint(self, worker_id: str) -> None:
         """Is it at its peak?"""
-        if self.footprints.lives(worker_id):
+        vital, state = self.crew.vitals.get(worker_id), self.scheduler.workers.get(worker_id)
+        if vital and state and self.footprints.lives(worker_id):
             held = self.crew.footprint(worker_id, self.scheduler.budget.devices)
             self.footprints.look(worker_id, held)
+            vital.looked_after = vital.answered
+            self.pressure.note(worker_id, vital.answered, len(state.busy), held)
 
     def on_exit(self, worker: Worker, how: str) -> None:
         state = self.scheduler.workers.get(worker.id)
@@ -368,7 +374,9 @@ class Pool:
     def measure(self) -> None:
         """Tell the scheduler what the machine says now."""
         resident = self.crew.resident(self.scheduler.budget.devices)
-        self.feed(self.scheduler.on_measured(self._machine.snapshot(), resident, self.now()))
+        devices = self._machine.snapshot()
+        self.pressure.measured(devices)
+        self.feed(self.scheduler.on_measured(devices, resident, self.now()))
 
     def look_at_residue(self) -> None:
         """Bytes that had not come back may have meanwhile."""

@@ -212,6 +212,12 @@ class Scheduler:
             self._fleet.leave(worker, "unloaded", final=True, force=force)
         return self._decide.settle(now)
 
+    def on_retire(self, worker_id: str, reason: str, now: float) -> list[Action]:
+        """A worker goes, after its running answers, for no other model's sake."""
+        if worker := self.workers.get(worker_id):
+            self._fleet.leave(worker, reason, final=True)
+        return self._decide.settle(now)
+
     def on_make_way(self, model: str, now: float, *, force: bool = False) -> list[Action]:
         """Everything that is not `model` and not pinned leaves (the first half of a swap)."""
         for worker in list(self.workers.values()):

@@ -31,7 +31,8 @@ _SLACK_SHARE = 0.1
 @dataclass
 class Vital:
     """What is known of a worker's life. moved_at: when it last got anywhere. pieces: of output
-    that it gave; of text, a token each as a rule."""
+    that it gave; of text, a token each as a rule. answered: requests; looked_after: of which so
+    many when its memory was last looked at."""
 
     moved_at: float
     hello_at: float | None = None
@@ -43,6 +44,8 @@ class Vital:
     busy: int = 0
     progress: int = -1
     pieces: int = 0
+    answered: int = 0
+    looked_after: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     reported: dict[str, int] = field(default_factory=dict)
@@ -85,11 +88,13 @@ class Watch:
             late = max(0.0, pool.now() - before - pause) if pause else 0.0
             self._look(late if late > _CALM_S else 0.0)
             pool.look_at_residue()
+            pool.pressure.look()
 
     def _pause(self) -> float | None:
         """Seconds until the next look; None when there is nothing to look at."""
         scheduler = self._pool.scheduler
-        if any(w.state is State.LOADING for w in scheduler.workers.values()):
+        loading = any(w.state is State.LOADING for w in scheduler.workers.values())
+        if loading or (self._pool.pressure.near and scheduler.workers):
             return _LOADING_S
         residue = any(lease.residue for lease in scheduler.budget.leases.values())
         return _CALM_S if scheduler.workers or residue else None
@@ -120,7 +125,7 @@ class Watch:
                 pool.failed(state.id, Stalled(f"{name} produced nothing for {stall:g} s"))
             elif state.state is State.LOADING and state.need:
                 self._within_lease(state.id, name, state.need.bytes)
-            elif state.busy:
+            elif state.busy or vital.answered != vital.looked_after:
                 pool.look_at_footprint(state.id)
 
     def _within_lease(self, worker_id: str, name: str, lease: dict[str, int]) -> None:
