@@ -108,7 +108,7 @@ def state(blocks: list[bytes], streams: int, stream: int) -> Any:
         struct.pack("<I", streams) + empty * stream + b + empty * (streams - 1 - stream)
         for b in blocks
     ]
-    return np.frombuffer(b"".join(parts), np.uint8)
+    return np.frombuffer(b"".join([b"magicseq", *parts]), np.uint8)
 
 
 @given(st.data())
@@ -124,7 +124,7 @@ def test_a_packed_state_fits_into_any_column(data: st.DataObject) -> None:
     assert bytes(moved) == bytes(state(blocks, target_streams, target))
 
 
-@given(st.integers(1, 400))
+@given(st.integers(8, 400))
 def test_a_state_that_is_cut_is_refused(length: int) -> None:
     whole = state([block(3, 2, False), block(2, 1, True)], 3, 1)
     if length < len(whole):
@@ -132,8 +132,9 @@ def test_a_state_that_is_cut_is_refused(length: int) -> None:
             packed = pack(whole[:length], 3, 1)
         except ValueError:
             return
-        # What is there is one whole part.
-        assert bytes(packed) == bytes(state([block(3, 2, False)], 1, 0))
+        # What is there is the head alone, or one whole part.
+        whole_parts = ([], [block(3, 2, False)])
+        assert bytes(packed) in [bytes(state(parts, 1, 0)) for parts in whole_parts]
 
 
 def test_a_state_of_another_layout_is_refused() -> None:
@@ -179,6 +180,19 @@ def assert_as_likely(alone: Any, moved: Any) -> int:
         compared += 1
         assert one["logprob"] == pytest.approx(other["logprob"], abs=1.5)
     return compared
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("model", [CHAT_MODEL, "gemma-3-270m.Q4_K_M.gguf"])
+def test_a_models_cells_are_divided_unless_that_is_not_wanted(
+    llama_python: str, models_dir: Path, model: str
+) -> None:
+    for unified, columns in ((False, 4), (True, 0)):
+        options = {"n_ctx": 1024, "kv_cells": 4096, "slots": 8, "kv_unified": unified}
+        worker = WorkerProcess(llama_python, models_dir / model, **options)
+        worker.close()
+        assert worker.ready is not None
+        assert worker.ready.facts["kv_columns"] == columns
 
 
 @pytest.mark.llama

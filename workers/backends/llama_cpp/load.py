@@ -89,6 +89,7 @@ def load(request: Load, log: Log, progress: Progress) -> Loaded:
         "n_vocab": vocab.size,
         "kv_cells": options.kv_cells,
         "slots": options.slots,
+        "kv_columns": context.layout.sequences if context.layout.column else 0,
         "chat_template": template is not None and not embedding,
         "system": lib.llama_print_system_info().decode("utf-8", "replace").strip(),
     }

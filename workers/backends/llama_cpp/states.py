@@ -1,10 +1,11 @@
 """States of one sequence as llama.cpp writes them, free of how many streams its cache has: pure.
 
-A state holds one part per cache (models with a sliding window have two), and a part says for each
-stream of the cache what it has: a sequence's own stream its cells, the others nothing. A *packed*
-state is as if the cache had one stream, so it fits into a context however its cells are divided.
+A state begins with a magic number and the sequence. Then it holds one part per cache (models with a
+sliding window have two), and a part says for each stream of the cache what it has: a sequence's own
+stream its cells, the others nothing. A *packed* state is as if the cache had one stream, so it fits
+into a context however its cells are divided.
 
-Source: llama.cpp's llama-kv-cache.cpp, `state_write`.
+Source: llama.cpp's llama-context.cpp, `state_seq_get_data`, and llama-kv-cache.cpp, `state_write`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 
 _U32 = struct.Struct("<I")
+#: The magic number and the sequence.
+_HEAD = 8
 #: Type and bytes of a row; or, of transposed values, type, bytes of an element, elements.
 _ROW = struct.Struct("<iQ")
 _ELEMENT = struct.Struct("<iII")
@@ -24,23 +27,23 @@ _CELL = 12
 
 def pack(state: Any, streams: int, stream: int) -> Any:
     """`state` (bytes as a uint8 array) of the sequence in `stream`. Raises: ValueError."""
-    return _join(_blocks(state, streams, stream), 1, 0)
+    return _join(state[:_HEAD], _blocks(state, streams, stream), 1, 0)
 
 
 def unpack(packed: Any, streams: int, stream: int) -> Any:
     """For a context with so many streams, into that one. Raises: ValueError."""
-    return _join(_blocks(packed, 1, 0), streams, stream)
+    return _join(packed[:_HEAD], _blocks(packed, 1, 0), streams, stream)
 
 
-def _join(blocks: list[Any], streams: int, stream: int) -> Any:
+def _join(head: Any, blocks: list[Any], streams: int, stream: int) -> Any:
     before = np.frombuffer(_U32.pack(streams) + _U32.pack(0) * stream, np.uint8)
     after = np.zeros(_U32.size * (streams - 1 - stream), np.uint8)
-    return np.concatenate([piece for block in blocks for piece in (before, block, after)])
+    return np.concatenate([head, *(p for block in blocks for p in (before, block, after))])
 
 
 def _blocks(state: Any, streams: int, stream: int) -> list[Any]:
     """What each part says of `stream`."""
-    view, at, found = memoryview(state), 0, []
+    view, at, found = memoryview(state), _HEAD, []
     try:
         while at < len(state):
             (count,) = _U32.unpack_from(view, at)
