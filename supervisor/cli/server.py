@@ -141,14 +141,14 @@ def _what_next(config: Config, *, serving: bool) -> str:
     lines = [
         "everything is set up; try in another terminal:" if serving else "set up; try:",
         "",
-        f'  uml run {model} "Why is the sky blue?"',
+        f'  uml run {model} "Why is the sky blue?" --temperature 0.2',
         "  uml ls",
     ]
     if config.port:
-        body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+        messages = '"messages": [{"role": "user", "content": "Hello"}]'
         lines += [
             f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\",
-            f"    -d '{body}'",
+            f"""    -d '{{"model": "{model}", {messages}, "max_tokens": 64}}'""",
         ]
     return "\n".join(lines)
 
