@@ -58,6 +58,36 @@ class Admission:
         """Whether a process that only imports its library may start already, for `model`."""
         return not self._budget.missing(process_bytes, self._held_back(model, process_bytes))
 
+    def room(self, device: str) -> int:
+        """Bytes of a device that a newcomer may be promised now."""
+        held = self._held_back("", [device]).get(device, 0)
+        return self._budget.available(device) - held
+
+    def price(self, device: str, count: int) -> tuple[float, ...]:
+        """What room for `count` bytes takes, in an order: nothing; idle models, the later the last
+        of them was used the dearer; or running answers, with what others wait for there already."""
+        short = count - self.room(device)
+        if short <= 0:
+            return (0.0,)
+        holders = self._budget.holders(device)
+        idle = [w for w in self._holders([device]) if self._is_idle(w)]
+        for worker in sorted(idle, key=lambda w: w.used_at):
+            short -= holders[worker.id].bytes[device]
+            if short <= 0:
+                return (1.0, worker.used_at)
+        lines = (self._queues.lines[model] for model in self._queues.waiting_for([device]))
+        return (2.0, float(sum(line.need.bytes.get(device, 0) for line in lines)))
+
+    def _is_idle(self, worker: WorkerState) -> bool:
+        """It may leave at once, for anybody."""
+        return (
+            worker.state is State.READY
+            and not worker.busy
+            and not worker.claimed_by
+            and not _stays(worker)
+            and worker.model not in self._queues.lines
+        )
+
     def victims(self, line: Line, short: Bytes, now: float) -> tuple[list[str] | None, float]:
         """Who leaves now so that `short` comes free, None if that cannot be yet; and when to ask
         again, if nothing happens before."""

@@ -111,11 +111,13 @@ class Decisions:
             self._let_off(self.claims.drop(need.model), now)
             worker = worker or self.fleet.process(need)
             self.fleet.lease(worker, need, self.admission.wants(need))
+            self.queues.lacks(line, ())
         if worker is not None and worker.state is State.STANDBY:
             self.fleet.load(worker, now)
 
     def _make_room(self, line: Line, short: Bytes, worker: WorkerState | None, now: float) -> None:
         need = line.need
+        self.queues.lacks(line, short)
         victims, later = self.admission.victims(line, short, now)
         if victims is None and not self.admission.could_fit(need):
             if not self.admission.moving(short):
@@ -162,7 +164,9 @@ class Decisions:
                 self.serve(worker.model, now)
 
     def freed(self, worker: WorkerState) -> None:
-        """`worker`'s room may be had, now or soon: who waits for such is looked at."""
+        """`worker`'s room may be had, now or soon: who waits for such is looked at, and who waits
+        for its model."""
+        self.look_at(worker.model)
         if lease := self.budget.leases.get(worker.id):
             self._touched.update(lease.bytes)
 
@@ -190,5 +194,5 @@ class Decisions:
         worker = self.fleet.serving.get(line.model)
         if worker is not None and worker.state in COMING:
             self.fleet.kill(worker, reason)
-        self._touched.update(line.things)
+        self._touched.update(self.admission.wants(line.need))
         self._let_off(self.claims.drop(line.model), now)

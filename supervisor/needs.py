@@ -15,7 +15,7 @@ from uml.supervisor.conversations import Conversations
 from uml.supervisor.estimates import estimate, resolve_options
 from uml.supervisor.footprints import Footprints, floor, largest
 from uml.supervisor.machine import Machine
-from uml.supervisor.placement import Demand, Placement, Rules, place, place_layers
+from uml.supervisor.placement import Demand, Placement, Price, Rules, place, place_layers
 from uml.supervisor.places import places
 from uml.supervisor.states import Need
 
@@ -76,7 +76,7 @@ class Needs:
     """Turns a model and a request's wishes into a `Need`.
 
     kinds: which kinds of devices a backend can use as it is installed. room: bytes of a device
-    that may be promised now; None = what is free.
+    that may be promised now; None = what is free. price: see `place`.
     """
 
     def __init__(
@@ -89,11 +89,13 @@ class Needs:
         footprints: Footprints,
         kinds: Callable[[str], tuple[str, ...]] | None = None,
         room: Callable[[str], int] | None = None,
+        price: Price | None = None,
     ) -> None:
         self._config, self._registry = config, registry
         self._specs, self._machine = specs, machine
         self._conversations, self._footprints = conversations, footprints
         self._kinds, self._room = kinds or (lambda name: specs[name].devices), room
+        self._price = price
 
     def need(
         self, model: Model, keep_alive_s: float | None, options: Mapping[str, Any] | None
@@ -161,7 +163,7 @@ class Needs:
         if layers is not None and layers >= 0:
             placed = place_layers(demand, layers, usable, rules, caps)
         else:
-            placed = place(demand, usable, rules, caps, room)
+            placed = place(demand, usable, rules, caps, room, self._price)
         if placed is None or not (placed.devices or "cpu" in rules.kinds):
             able = ", ".join(self._kinds(spec.name))
             where = f"{wanted} is none" if wanted else "there is none here"

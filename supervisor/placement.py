@@ -1,15 +1,15 @@
 """Where a model is put: on one device, over several, partly in RAM, or in RAM. Pure.
 
 Preferred, in this order: one device that has room now (the one it fills best); several that have
-room together, as few as do; one, then several, that would have room if all of ours left; as many
-layers as fit on accelerators and the rest in RAM; RAM. What fits nowhere is put where it comes
-closest, so that the refusal can say what is missing.
+room together, as few as do; one, then several, that would have room if all of ours left (the one
+where that is cheapest); as many layers as fit on accelerators and the rest in RAM; RAM. What fits
+nowhere is put where it comes closest, so that the refusal can say what is missing.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from uml.supervisor.budget import Bytes, DeviceMemory
@@ -72,6 +72,8 @@ class Placement:
 
 
 Limits = Mapping[str, int]
+#: How dear it is to make room for so many bytes on a device, by sending others away.
+Price = Callable[[str, int], tuple[float, ...]]
 
 
 def place(
@@ -80,19 +82,21 @@ def place(
     rules: Rules,
     caps: Limits,
     room: Limits | None = None,
+    price: Price | None = None,
 ) -> Placement | None:
     """Where `demand` goes; None when the backend runs on nothing that is here.
 
     devices: those that may be used. caps: bytes usable per device if nothing of ours were loaded.
-    room: bytes that can be had without sending a model away, by default what is free.
+    room: bytes that can be had without sending a model away, by default what is free. price: of
+    room for one that is full, by default the same everywhere.
     """
     known = list(devices)
     able = [d for d in known if d.kind in rules.kinds]
     free = {d.name: d.free_bytes for d in known} if room is None else room
     now = {name: min(count, caps.get(name, 0)) for name, count in free.items()}
-    for limits, when in ((now, ""), (caps, " once others have left")):
+    for limits, when, dear in ((now, "", None), (caps, " once others have left", price)):
         usable = _usable(demand, able, limits)
-        found = _one(demand, able, usable) or _several(demand, able, usable, rules.split)
+        found = _one(demand, able, usable, dear) or _several(demand, able, usable, rules.split)
         if found:
             return _complete(demand, found, able, when)
     if rules.offload and (found := _partly(demand, able, caps, rules.split)):
@@ -132,13 +136,15 @@ def _usable(demand: Demand, able: Sequence[DeviceMemory], limits: Limits) -> dic
     return found | {d.name: min(found[d.name], ram) for d in able if d.unified}
 
 
-def _one(demand: Demand, able: Sequence[DeviceMemory], usable: Limits) -> Placement | None:
-    """The device with the least to spare."""
+def _one(
+    demand: Demand, able: Sequence[DeviceMemory], usable: Limits, price: Price | None
+) -> Placement | None:
+    """The cheapest device, of those the one with the least to spare."""
     need = _whole(demand)
     fitting = [d.name for d in able if usable[d.name] >= need]
     if not fitting:
         return None
-    name = min(fitting, key=lambda d: (usable[d], d))
+    name = min(fitting, key=lambda d: (price(d, need) if price else (), usable[d], d))
     return Placement({name: need}, (name,), (1,), reason=f"on {name}")
 
 

@@ -80,7 +80,6 @@ class Pool:
             },
         )
         self.scheduler = Scheduler(Budget(config.budget, config.reserve_bytes), limits)
-        room = self.scheduler.budget.available
         self.footprints = Footprints(registry, environments.version)
         self._needs = Needs(
             config,
@@ -90,7 +89,8 @@ class Pool:
             self.conversations,
             self.footprints,
             environments.devices,
-            room,
+            self.scheduler.room,
+            self.scheduler.price,
         )
         self.crew = Crew(config.home, environments, machine, events)
         self.serving = Serving(self, self._needs, environments, self._ignores_cancel)

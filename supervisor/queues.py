@@ -11,7 +11,7 @@ from uml.supervisor.states import Need, Waiter
 @dataclass
 class Line:
     """Those who wait for one model, first come first. need: the widest that any of them has.
-    things: devices and places that it is waited for on."""
+    things: devices and places of which it lacks something."""
 
     need: Need
     waiters: dict[int, Waiter] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Queues:
         """Waiting requests in all."""
         return len(self._model_of)
 
-    def join(self, waiter: Waiter, things: Iterable[str]) -> Line:
+    def join(self, waiter: Waiter) -> Line:
         """`waiter` takes its place in its model's line, which is by time of arrival."""
         need = waiter.need
         line = self.lines.get(need.model)
@@ -53,9 +53,6 @@ class Queues:
             line = self.lines[need.model] = Line(need)
         if need.n_ctx > line.need.n_ctx:
             line.need = need
-        for thing in set(things) - line.things:
-            line.things.add(thing)
-            self._on.setdefault(thing, {})[need.model] = None
         last = next(reversed(line.waiters.values()), waiter)
         line.waiters[waiter.request] = waiter
         if waiter.since < last.since:
@@ -85,8 +82,17 @@ class Queues:
         self._end(line)
         return list(line.waiters.values())
 
+    def lacks(self, line: Line, things: Iterable[str]) -> None:
+        """These are what `line` waits for, as it was just found."""
+        kept = set(things)
+        for thing in line.things - kept:
+            del self._on[thing][line.model]
+        for thing in kept - line.things:
+            self._on.setdefault(thing, {})[line.model] = None
+        line.things = kept
+
     def waiting_for(self, things: Iterable[str]) -> set[str]:
-        """Models that need something of these devices and places."""
+        """Models that lack something of these devices and places."""
         return {model for thing in things for model in self._on.get(thing, ())}
 
     def _end(self, line: Line) -> None:

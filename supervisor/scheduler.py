@@ -72,6 +72,14 @@ class Scheduler:
         """What `need` would set off: (possible, who leaves, why not). Changes nothing."""
         return self._admission.plan(need, swap=swap)
 
+    def room(self, device: str) -> int:
+        """Bytes of a device that a newcomer may be promised now."""
+        return self._admission.room(device)
+
+    def price(self, device: str, count: int) -> tuple[float, ...]:
+        """How dear room for so many bytes on a device is; see `Admission.price`."""
+        return self._admission.price(device, count)
+
     # --- requests --------------------------------------------------------------------------
 
     def on_request(
@@ -107,10 +115,7 @@ class Scheduler:
             return [Refuse(request, self._admission.does_not_fit(need))]
         if urgent:
             self.breaker.forget(need.model)
-        self._queues.join(
-            Waiter(request, need, since, wants_slot, urgent, alone=rerun),
-            self._admission.wants(need),
-        )
+        self._queues.join(Waiter(request, need, since, wants_slot, urgent, alone=rerun))
         self._decide.serve(need.model, now)
         self._decide.look_at(need.model)
         return self._decide.settle(now)
@@ -180,6 +185,7 @@ class Scheduler:
             self._decide.touch(lease.bytes)
         if worker := self.workers.get(worker_id):
             self._decide.claims.gone(worker)
+            self._decide.look_at(worker.model)
         self._fleet.gone(worker_id, {d: b for d, b in residue.items() if b > 0})
         return self._decide.settle(now)
 

@@ -124,6 +124,28 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.world.foreign = min(size, self.world.foreign + max(0, self.world.free()))
         self.world.measure()
 
+    def teardown(self) -> None:
+        """Once everything that is under way has come to its end, nobody waits any more."""
+        world, scheduler = self.world, self.world.scheduler
+        world.foreign = 0
+        for _ in range(200):
+            for holder, lease in list(scheduler.budget.leases.items()):
+                if lease.residue:
+                    world.residue_goes(holder)
+            for worker in list(scheduler.workers.values()):
+                for request in sorted(worker.busy):
+                    world.finish(request)
+                if worker.state is State.KILLING:
+                    world.gone(worker.id)
+                elif worker.state is State.STARTING:
+                    world.hello(worker.id)
+                elif worker.state is State.LOADING:
+                    world.ready(worker.id)
+            world.wait(0.5)
+            if not any(scheduler.waiting().values()):
+                return
+        raise AssertionError(f"{scheduler.waiting()} wait for ever")
+
     @invariant()
     def leases_never_exceed_the_machine(self) -> None:
         world, budget = self.world, self.world.scheduler.budget
