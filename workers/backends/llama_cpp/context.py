@@ -52,6 +52,12 @@ class Context:
             os._exit(1)
         return False
 
+    def use_threads(self, count: int) -> None:
+        """For the next steps."""
+        if count != self._params.n_threads:
+            self._params.n_threads = self._params.n_threads_batch = count
+            lib.llama_set_n_threads(self.handle, count, count)
+
     def state(self, sequence: int) -> Any:
         """What the sequence has in its cells, packed. Raises: ValueError."""
         size = lib.llama_state_seq_get_size(self.handle, sequence)

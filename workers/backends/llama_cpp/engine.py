@@ -117,9 +117,8 @@ class Engine:
                     if not self._inbox:
                         self._wake.wait(_BLOCKED_S)
             return
-        begin, threads = time.monotonic(), self._threads()
-        context, batch = self._slots.context.handle, self._next.batch
-        lib.llama_set_n_threads(context, threads, threads)
+        self._slots.context.use_threads(self._threads())
+        begin, context, batch = time.monotonic(), self._slots.context.handle, self._next.batch
         status = lib.llama_decode(context, batch.c)
         if status:
             self._refused(status)
@@ -168,6 +167,9 @@ class Engine:
         far as there are slots. When they cannot all be moved the youngest gives its cells back,
         but only for who computes already."""
         context, slots = self._slots.context, self._slots
+        longest = max((len(s.tokens) for s in self._live), default=0)
+        if context.layout.column >= longest and not self._queue:
+            return
         now = time.monotonic()
         free = context.layouts.pool.sequences - len(self._live)
         needs = [Need(len(s.tokens), s.limit) for s in self._live]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 from uml.workers.backends.llama_cpp.batch import Batch
 from uml.workers.backends.llama_cpp.draft import Gain
 from uml.workers.backends.llama_cpp.plan import Pace, share
@@ -12,6 +10,7 @@ from uml.workers.backends.llama_cpp.slots import Slots
 
 #: Sequence, its first row of results in the batch, and the tokens guessed to follow its last one.
 Output = tuple[Sequence, int, list[int]]
+_NOTHING: list[int] = []
 #: Who takes part with how many tokens.
 Part = tuple[Sequence, int]
 
@@ -52,25 +51,20 @@ class Step:
     ) -> tuple[list[Part], list[Output]]:
         batch, parts, outputs = self.batch, list[Part](), list[Output]()
         batch.clear()
-        for single, group in groupby(order, lambda s: s not in counts and s not in guesses):
-            members = list(group)
-            if single:
-                outputs += [(s, batch.count + i, []) for i, s in enumerate(members)]
-                parts += [(s, 1) for s in members]
-                batch.singles(
-                    [s.tokens[-1] for s in members],
-                    [s.past for s in members],
-                    [s.slot or 0 for s in members],
-                )
+        for s in order:
+            guess, count = guesses.get(s), counts.get(s)
+            if guess is None and count is None:
+                outputs.append((s, batch.count, _NOTHING))
+                batch.single(s.tokens[-1], s.past, s.slot or 0)
+                parts.append((s, 1))
                 continue
-            for s in members:
-                guess, count = guesses.get(s, []), counts.get(s, 1)
-                whole = count == s.pending
-                if whole:
-                    outputs.append((s, batch.count + count - 1, guess))
-                tokens = s.tokens[s.past : s.past + count] + guess
-                batch.run(tokens, s.past, s.slot or 0, output=whole, every=bool(guess))
-                parts.append((s, len(tokens)))
+            guess, count = guess or _NOTHING, count or 1
+            whole = count == s.pending
+            if whole:
+                outputs.append((s, batch.count + count - 1, guess))
+            tokens = s.tokens[s.past : s.past + count] + guess
+            batch.run(tokens, s.past, s.slot or 0, output=whole, every=bool(guess))
+            parts.append((s, len(tokens)))
         return parts, outputs
 
     def _guess(self, ready: list[Sequence]) -> dict[Sequence, list[int]]:

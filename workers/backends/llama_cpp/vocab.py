@@ -24,6 +24,7 @@ class Vocab:
         self.eos: int = lib.llama_vocab_eos(vocab)
         self._plain: dict[int, bytes] = {}
         self._special: dict[int, bytes] = {}
+        self._is_end: dict[int, bool] = {}
         self.suppressed = self._suppressed()
 
     @cached_property
@@ -32,7 +33,10 @@ class Vocab:
         return [token for token in range(self.size) if self.is_end(token)]
 
     def is_end(self, token: int) -> bool:
-        return bool(lib.llama_vocab_is_eog(self.pointer, token))
+        found = self._is_end.get(token)
+        if found is None:
+            found = self._is_end[token] = bool(lib.llama_vocab_is_eog(self.pointer, token))
+        return found
 
     def tokens(
         self, text: str, *, add_special: bool = False, special: bool = False, closed: bool = False
