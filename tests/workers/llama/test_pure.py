@@ -101,14 +101,17 @@ def test_cells_are_counted_as_sets_would_count_them(data: st.DataObject) -> None
 # --- plan ------------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 600), st.lists(st.integers(1, 500), max_size=8))
-def test_share_gives_all_it_can_and_the_oldest_half(budget: int, waiting: list[int]) -> None:
-    given_out = plan.share(budget, waiting)
+@given(st.integers(0, 600), st.lists(st.integers(1, 500), max_size=8), st.integers(0, 3))
+def test_share_gives_all_it_can_to_the_oldest_and_the_shortest_by_turns(
+    budget: int, waiting: list[int], turn: int
+) -> None:
+    given_out = plan.share(budget, waiting, turn)
     assert len(given_out) == len(waiting)
     assert all(0 <= n <= most for n, most in zip(given_out, waiting, strict=True))
     assert sum(given_out) == min(budget, sum(waiting))
     if waiting:
-        assert given_out[0] >= min(waiting[0], budget // 2)
+        first = 0 if turn % 2 == 0 else waiting.index(min(waiting))
+        assert given_out[first] == min(waiting[first], budget)
 
 
 def test_pace_bounds_a_chunk_by_the_time_it_takes() -> None:

@@ -117,8 +117,8 @@ def test_next_turn_computes_only_what_is_new(chat_worker: WorkerProcess) -> None
 
 
 def test_reuse_does_not_change_the_answer(chat_worker: WorkerProcess) -> None:
-    fresh = chat_worker.run(asked("What is bread?", max_tokens=10, system="Reuse. " * 60))
-    again = chat_worker.run(asked("What is bread?", max_tokens=10, system="Reuse. " * 60))
+    task = asked("What is bread?", max_tokens=10, system="Reuse. " * 60, seeded=True)
+    fresh, again = chat_worker.run(task), chat_worker.run(task)
     assert again.done is not None
     assert again.done.usage["cached_tokens"] == again.done.usage["prompt_tokens"] - 1
     assert again.text() == fresh.text()

@@ -14,7 +14,10 @@ import numpy as np
 from uml.protocol.errors import LoadFailed
 from uml.workers.backends.llama_cpp.cells import Cells, Columns
 from uml.workers.backends.llama_cpp.layout import Layout, Layouts
-from uml.workers.backends.llama_cpp.states import pack, unpack
+from uml.workers.backends.llama_cpp.states import State, read
+
+#: Larger buffers for states are not kept.
+_KEPT_BYTES = 16 << 20
 
 
 class Context:
@@ -36,6 +39,8 @@ class Context:
         self.layouts, self.handle = layouts, None
         #: Of what one token leaves in the cache; known when `portable` was asked.
         self.cell_bytes = 0
+        #: Used again and again: fresh memory costs more than the copying.
+        self._read = self._written = np.empty(0, np.uint8)
         if not self._make(layouts.first()):
             raise LoadFailed(f"llama.cpp makes no context: {why() or 'out of memory'}")
 
@@ -58,35 +63,55 @@ class Context:
             self._params.n_threads = self._params.n_threads_batch = count
             lib.llama_set_n_threads(self.handle, count, count)
 
-    def state(self, sequence: int) -> Any:
-        """What the sequence has in its cells, packed. Raises: ValueError."""
+    def state(self, sequence: int) -> State:
+        """What the sequence has in its cells; good until the next state is asked for.
+
+        Raises: ValueError.
+        """
         size = lib.llama_state_seq_get_size(self.handle, sequence)
-        state = np.empty(size, np.uint8)
+        state = self._read = _buffer(self._read, size)
         if lib.llama_state_seq_get_data(self.handle, _bytes(state), size, sequence) != size:
             raise ValueError("llama.cpp wrote another number of bytes than it said")
-        return pack(state, self.layout.sequences, sequence) if self.layout.column else state
+        if not self.layout.column:
+            return State(state, [])
+        return read(state, self.layout.sequences, sequence)
 
     def restore(self, sequence: int, packed: Any) -> bool:
         """Put a packed state into the cells of `sequence`; the caller counts them."""
+        if not self.layout.column:
+            return self._set(sequence, packed)
         try:
-            columns = self.layout.sequences if self.layout.column else 0
-            state = unpack(packed, columns, sequence) if columns else packed
+            return self._put(sequence, read(packed))
         except ValueError:
             return False
-        size = len(state)
-        if lib.llama_state_seq_set_data(self.handle, _bytes(state), size, sequence) == size:
-            return True
-        lib.llama_memory_seq_rm(self.memory, sequence, -1, -1)
-        return False
+
+    def copy(self, source: int, target: int) -> bool:
+        """Between columns, all of it; the caller counts."""
+        try:
+            return self._put(target, self.state(source))
+        except ValueError:
+            return False
 
     def portable(self) -> bool:
         """Whether this model's states fit into any column: tried with one token in the first."""
         try:
-            state = self.state(0)
+            self.cell_bytes = self.state(0).size()
         except ValueError:
             return False
-        self.cell_bytes = len(state)
-        return self.restore(self.layout.sequences - 1, state)
+        return self.copy(0, self.layout.sequences - 1)
+
+    def _put(self, sequence: int, state: State) -> bool:
+        streams = self.layout.sequences
+        data = self._written = _buffer(self._written, state.size(streams))
+        state.write(data, streams, sequence)
+        return self._set(sequence, data)
+
+    def _set(self, sequence: int, data: Any) -> bool:
+        size = len(data)
+        if lib.llama_state_seq_set_data(self.handle, _bytes(data), size, sequence) == size:
+            return True
+        lib.llama_memory_seq_rm(self.memory, sequence, -1, -1)
+        return False
 
     def _make(self, layout: Layout) -> bool:
         params = self._params
@@ -99,6 +124,14 @@ class Context:
         count = layout.sequences
         self.cells = Columns(layout.column, count) if layout.column else Cells(layout.cells, count)
         return True
+
+
+def _buffer(last: Any, size: int) -> Any:
+    """So many bytes: of the last buffer if there are that many and not too many, else fresh."""
+    base = last if last.base is None else last.base
+    if size <= len(base) <= max(size, _KEPT_BYTES):
+        return base[:size]
+    return np.empty(size, np.uint8)
 
 
 def _bytes(array: Any) -> Any:

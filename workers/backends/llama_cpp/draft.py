@@ -76,7 +76,7 @@ class Gain:
             rows = answers + size * len(hits)
             if size * len(hits) > most:
                 break
-            seconds = self._seconds(rows)
+            seconds = self.seconds(rows)
             if seconds is None:
                 if min(hits) >= _TRY_HITS and self._try():
                     return size
@@ -87,8 +87,8 @@ class Gain:
                 best, chosen = tokens / seconds, size
         return chosen
 
-    def _seconds(self, rows: int) -> float | None:
-        """As measured, or between two that were; None beyond them."""
+    def seconds(self, rows: int) -> float | None:
+        """Of a step of so many rows: as measured, or between two that were; None beyond them."""
         known = self._step_s.get(rows)
         if known is not None:
             return known

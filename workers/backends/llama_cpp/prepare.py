@@ -125,7 +125,7 @@ class Preparer:
             len(tokens),
             top_logprobs=task.top_logprobs,
             ends=ends,
-            repeatable=task.sampling.seed is not None or task.sampling.temperature <= 0,
+            repeatable=task.seeded,
             speculate=not task.seeded,
         )
         if isinstance(task, Complete) and task.echo:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
+import numpy as np
 
 from uml.workers.backends.llama_cpp.cells import Cells, Columns
 from uml.workers.backends.llama_cpp.context import Context
@@ -207,13 +208,15 @@ class Slots:
             state = self.context.state(slot.id)
         except ValueError:
             return
-        if not self.shelf.fits(len(state)):
+        size = state.size()
+        if not self.shelf.fits(size):
             return
-        parked = self._store.room(tokens, len(state)) if self._store else None
-        if parked and self._store:
-            parked.state[:] = state
-            self._store.keep(parked)
-        self.shelf.put(parked or Parked(tokens, state, len(state)))
+        kept = self._store.room(tokens, size) if self._store else None
+        parked = kept or Parked(tokens, np.empty(size, np.uint8), size)
+        state.write(parked.state)
+        if kept and self._store:
+            self._store.keep(kept)
+        self.shelf.put(parked)
 
     def vacate_all(self, keep: Slot | None = None) -> bool:
         """In a pool: vacate every idle slot but `keep`; False when there was none. Who runs alone
@@ -253,14 +256,24 @@ class Slots:
         their order; conversations are parked."""
         for slot in [s for s in self.slots if s.idle]:
             self._park(slot)
-        moving = [(owner, self.context.state(owner.slot or 0), owner.past) for owner in self.live()]
+        moving = [(owner, self._packed(owner.slot or 0), owner.past) for owner in self.live()]
         self.context.move(layout)
         self.slots = [Slot(i) for i in range(self.context.layout.sequences)]
         for slot, (owner, state, past) in zip(self.slots, moving, strict=False):
             slot.owner, owner.slot, owner.past = owner, slot.id, 0
-            if past and self.context.restore(slot.id, state):
+            if state is not None and self.context.restore(slot.id, state):
                 self.cells.append(slot.id, past)
                 owner.past = past
+
+    def _packed(self, sequence: int) -> Any:
+        """A copy of what the sequence has in its cells; None if that cannot be had."""
+        try:
+            state = self.context.state(sequence)
+        except ValueError:
+            return None
+        packed = np.empty(state.size(), np.uint8)
+        state.write(packed)
+        return packed
 
     def _choose(self, match: Match) -> Slot:
         """A vacant slot. An idle one that is mostly this conversation is continued in place; of
@@ -290,11 +303,7 @@ class Slots:
             lib.llama_memory_seq_cp(self.context.memory, source.id, target.id, 0, length)
             self.cells.copy(source.id, target.id, length)
             return True
-        try:
-            state = self.context.state(source.id)
-        except ValueError:
-            return False
-        if not self.context.restore(target.id, state):
+        if not self.context.copy(source.id, target.id):
             return False
         self.cells.append(target.id, self.cells.length(source.id))
         self._cut(target, length)

@@ -11,6 +11,7 @@ Source: llama.cpp's llama-context.cpp, `state_seq_get_data`, and llama-kv-cache.
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,20 +26,32 @@ _ELEMENT = struct.Struct("<iII")
 _CELL = 12
 
 
-def pack(state: Any, streams: int, stream: int) -> Any:
-    """`state` (bytes as a uint8 array) of the sequence in `stream`. Raises: ValueError."""
-    return _join(state[:_HEAD], _blocks(state, streams, stream), 1, 0)
+@dataclass(frozen=True)
+class State:
+    """head: what comes before the parts. blocks: what each part says of the sequence's stream.
+    Both are views of what was read."""
+
+    head: Any
+    blocks: list[Any]
+
+    def size(self, streams: int = 1) -> int:
+        """Bytes for a cache of so many streams; of one stream: packed."""
+        each = sum(len(block) + _U32.size * streams for block in self.blocks)
+        return len(self.head) + each
+
+    def write(self, target: Any, streams: int = 1, stream: int = 0) -> None:
+        """Into `target` (uint8, `size(streams)` of them) as a state of the sequence in `stream`."""
+        before = np.frombuffer(_U32.pack(streams) + _U32.pack(0) * stream, np.uint8)
+        after = np.zeros(_U32.size * (streams - 1 - stream), np.uint8)
+        at = 0
+        for piece in (self.head, *(p for block in self.blocks for p in (before, block, after))):
+            target[at : at + len(piece)] = piece
+            at += len(piece)
 
 
-def unpack(packed: Any, streams: int, stream: int) -> Any:
-    """For a context with so many streams, into that one. Raises: ValueError."""
-    return _join(packed[:_HEAD], _blocks(packed, 1, 0), streams, stream)
-
-
-def _join(head: Any, blocks: list[Any], streams: int, stream: int) -> Any:
-    before = np.frombuffer(_U32.pack(streams) + _U32.pack(0) * stream, np.uint8)
-    after = np.zeros(_U32.size * (streams - 1 - stream), np.uint8)
-    return np.concatenate([head, *(p for block in blocks for p in (before, block, after))])
+def read(state: Any, streams: int = 1, stream: int = 0) -> State:
+    """Of the sequence in `stream`, from its bytes (uint8). Raises: ValueError."""
+    return State(state[:_HEAD], _blocks(state, streams, stream))
 
 
 def _blocks(state: Any, streams: int, stream: int) -> list[Any]:
