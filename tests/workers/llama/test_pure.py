@@ -116,12 +116,12 @@ def test_share_gives_all_it_can_to_the_oldest_and_the_shortest_by_turns(
 
 def test_pace_bounds_a_chunk_by_the_time_it_takes() -> None:
     pace = plan.Pace(rate=1000)
-    assert pace.chunk(answering=4, most=500) == 100
+    assert pace.chunk(answering=4, most=500) == 150
     assert pace.chunk(answering=0, most=500) == 400
     assert pace.chunk(answering=0, most=50) == 50
     for _ in range(50):
         pace.observe(100, 1.0)
-    assert pace.chunk(answering=1, most=500) == pytest.approx(10, abs=1)
+    assert pace.chunk(answering=1, most=500) == pytest.approx(15, abs=1)
 
 
 def test_pace_always_makes_progress() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 #: How much longer a step may take for prompts' sake, when it holds up answers and when nobody.
-SHARED_S, ALONE_S = 0.2, 0.4
+SHARED_S, ALONE_S = 0.15, 0.4
 #: A chunk is never smaller: progress, even on a machine that is far too slow.
 _LEAST = 8
 
