@@ -3,7 +3,7 @@
 PYTHON ?= python3
 TOOLS ?= .venv/bin
 
-.PHONY: test fast lint format types bench soak serve wheel tools clean
+.PHONY: test fast lint format types bench soak simulate serve wheel tools clean
 
 test: ## everything, with real models
 	./run.py test
@@ -19,6 +19,9 @@ bench: ## BENCH="--llama-server PATH --only swap": what to measure, and beside w
 
 soak: ## 500 swaps with kills, fake and real, into docs/reliability.md; SOAK="--only fake"
 	./run.py test --soak $(SOAK)
+
+simulate: tools ## SIMULATE="--only house --requests 50000": the scheduler in numbers
+	$(TOOLS)/python -m tests.simulation --plot docs/scheduling.svg $(SIMULATE)
 
 $(TOOLS)/ruff: setup.cfg
 	$(PYTHON) -m venv .venv
