@@ -215,7 +215,7 @@ class Admission:
         patience = max(patience, worker.ready_at + self._residency(worker))
         if worker.busy:
             return patience
-        return min(patience, worker.used_at + self._limits.linger_s)
+        return min(patience, worker.used_at + self._forecast.linger_s(worker.need.model))
 
     def _may_ever_leave(self, worker: WorkerState, model: str) -> bool:
         if worker.model == model:

@@ -1,6 +1,7 @@
-"""How long a turn will take to come, from how long loads and answers took: for Retry-After.
+"""What is to be expected, from what was: how long a turn takes to come (for Retry-After), and
+whether the clients of a model that has just become idle ask again at once.
 
-Pure: it remembers what the scheduler tells it, one pair of figures per model.
+Pure: it remembers what the scheduler tells it, a few figures per model.
 """
 
 from __future__ import annotations
@@ -15,17 +16,22 @@ from uml.supervisor.states import Limits, Need, State, WorkerState
 _SOONEST_S, _LATEST_S = 1.0, 300.0
 #: Taken for a load that was never measured.
 _LOAD_S = 5.0
-#: What a new measurement counts beside all earlier ones.
-_NEW = 0.2
+#: What a new measurement counts beside all earlier ones, and a new observation of habits.
+_NEW, _NEW_HABIT = 0.2, 0.4
+#: Below this chance that its clients ask again at once an idle model is not waited for.
+_LIKELY = 0.25
 
 
 @dataclass
 class _Pace:
-    """Seconds of a load and of an answer (moving averages), answers at once."""
+    """Seconds of a load and of an answer (moving averages), answers at once. again: how often it
+    was asked for again within `linger_s` of becoming idle, at `idle_at`."""
 
     load_s: float | None = None
     answer_s: float | None = None
     slots: int = 1
+    again: float = 1.0
+    idle_at: float | None = None
 
 
 class Forecast:
@@ -42,6 +48,22 @@ class Forecast:
     def answered(self, model: str, seconds: float) -> None:
         pace = self._paces.setdefault(model, _Pace())
         pace.answer_s = _mean(pace.answer_s, seconds)
+
+    def rests(self, model: str, now: float) -> None:
+        """It has just become idle."""
+        self._paces.setdefault(model, _Pace()).idle_at = now
+
+    def asked(self, model: str, now: float) -> None:
+        pace = self._paces.get(model)
+        if pace is not None and pace.idle_at is not None:
+            at_once = now - pace.idle_at <= self._limits.linger_s
+            pace.again, pace.idle_at = _mean(pace.again, float(at_once), _NEW_HABIT), None
+
+    def linger_s(self, model: str) -> float:
+        """How long after its last answer it is left in place for its clients' next request."""
+        pace = self._paces.get(model)
+        likely = pace is None or pace.again >= _LIKELY
+        return self._limits.linger_s if likely else 0.0
 
     def turn_s(self, need: Need, wants: Mapping[str, int]) -> float:
         """Seconds until a request for `need` that comes now gets its turn. wants: the devices and
@@ -79,5 +101,5 @@ class Forecast:
         return len(line.waiters) / pace.slots * pace.answer_s
 
 
-def _mean(old: float | None, new: float) -> float:
-    return new if old is None else old + _NEW * (new - old)
+def _mean(old: float | None, new: float, weight: float = _NEW) -> float:
+    return new if old is None else old + weight * (new - old)

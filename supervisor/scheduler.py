@@ -115,6 +115,7 @@ class Scheduler:
             return [Refuse(request, self._admission.does_not_fit(need))]
         if urgent:
             self.breaker.forget(need.model)
+        self._decide.forecast.asked(need.model, now)
         self._queues.join(Waiter(request, need, since, wants_slot, urgent, alone=rerun))
         self._decide.serve(need.model, now)
         self._decide.look_at(need.model)
@@ -132,6 +133,8 @@ class Scheduler:
         worker, since = self._fleet.finished(request, now)
         if worker is not None and worker.model:
             self._decide.forecast.answered(worker.model, now - since)
+            if not worker.busy:
+                self._decide.forecast.rests(worker.model, now)
             if worker.state is State.READY:
                 self.breaker.forget(worker.model)
             self._decide.serve(worker.model, now)

@@ -38,6 +38,38 @@ def test_idle_model_lingers_for_its_clients_next_request() -> None:
     assert [w for w, _ in world.killed] == [a]
 
 
+def test_model_whose_clients_never_come_back_at_once_is_not_waited_for() -> None:
+    """Clients that want A and B by turns: nobody asks A again as long as B has not answered."""
+    world = World(linger_s=0.05)
+    world.bring(big("a"), 1)
+    lingered = []
+    for request in range(2, 20):
+        world.wait(5)
+        other = "ab"[request % 2 == 0]
+        world.ask(request, big(other))
+        before = world.clock
+        world.finish(request - 1)
+        world.wait(0.0)
+        lingered.append(not any(w.state is State.KILLING for w in world.scheduler.workers.values()))
+        world.wait(0.1)
+        swap_in(world, other)
+        assert request in world.granted and world.clock - before < 0.2
+    assert lingered[0] and not any(lingered[-6:])
+
+
+def test_model_whose_clients_come_back_again_is_waited_for_again() -> None:
+    world = World(linger_s=0.05, max_wait_s=1000.0, max_loaded=1)
+    forecast = world.scheduler._decide.forecast
+    for at in range(20):
+        forecast.rests("a", float(at))
+        forecast.asked("a", at + 0.5)
+    assert forecast.linger_s("a") == 0.0
+    for at in range(20, 23):
+        forecast.rests("a", float(at))
+        forecast.asked("a", at + 0.01)
+    assert forecast.linger_s("a") == 0.05
+
+
 def test_model_long_idle_leaves_at_once() -> None:
     world = World(linger_s=0.05)
     world.bring(big("a"), 1)
