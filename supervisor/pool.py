@@ -234,6 +234,8 @@ class Pool:
         self.measure()
         self.feed(self.scheduler.on_gone(worker_id, residue, self.now()))
         self.crew.forget(worker_id)
+        if timer := self._timers.pop(f"idle {worker_id}", None):
+            timer.cancel()
         if error and model:
             self.keeper.failed(model, error)
 

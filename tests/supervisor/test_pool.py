@@ -348,6 +348,15 @@ async def test_idle_model_goes_after_its_keep_alive(tmp_path: Path) -> None:
         assert "idle" in h.pool.status()["receipts"][0]["reason"]
 
 
+async def test_worker_that_is_gone_leaves_no_timer(tmp_path: Path) -> None:
+    """Its idle clock would keep ticking for all of keep_alive, one for every swap."""
+    async with house(tmp_path, max_loaded=1, min_residency="0s") as h:
+        models = [h.model("a"), h.model("b")]
+        for turn in range(6):
+            await h.ask(models[turn % 2])
+        assert set(h.pool._timers) <= {f"idle {h.worker('b')['id']}", "room a", "room b"}
+
+
 async def test_larger_context_reloads(tmp_path: Path) -> None:
     async with house(tmp_path) as h:
         a = h.model("a", n_ctx=2048)
