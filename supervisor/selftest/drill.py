@@ -18,7 +18,7 @@ from uml.supervisor.selftest.saboteur import Saboteur
 from uml.supervisor.selftest.traffic import Traffic
 from uml.supervisor.selftest.verdict import Log, Sample, Swap
 
-CLIENTS = 3
+CLIENTS = 2
 #: A swap that has not come to rest by then never will; loads of large models take a while.
 _SETTLE_S = 180.0
 _STRIKE_S = 10.0
@@ -91,9 +91,10 @@ class Drill:
             if restart:
                 await restart
             await self._settle(new)
-            if strike and kill and not await self._struck(strike, kill):
-                self._missed.append(kill)
-            await self._settle(new)
+            if strike and kill:
+                if not await self._struck(strike, kill):
+                    self._missed.append(kill)
+                await self._settle(new)
         finally:
             for task in filter(None, (strike, restart)):
                 task.cancel()

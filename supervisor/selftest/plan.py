@@ -16,7 +16,7 @@ WAYS = ("ask", "swap", "unload")
 _INTO_S = {"spawn": 0.25, "load": 0.25, "stream": 0.15, "drain": 0.03}
 _RESTART_WITHIN_S = 1.0
 _KILL_SHARE = 0.5
-_STRAGGLER_SHARE = 0.15
+_STRAGGLER_SHARE = 0.1
 _SWAPS_PER_RESTART = 50
 #: Supervisors are killed in this first part of a run, so that the last one lives long enough to
 #: show whether it grows.

@@ -19,11 +19,12 @@ from uml.supervisor.selftest.saboteur import Struck
 from uml.supervisor.selftest.traffic import Asked
 from uml.supervisor.units import format_size
 
-#: Swaps of a supervisor's life that are left out of its slope, and how many it takes beyond.
-_WARM_UP, _ENOUGH = 20, 40
-#: Bytes per swap that do not count as growth; its logs and receipts fill up to their limits.
-_RSS_SLOPE = 8192.0
-_FDS_SLOPE = 0.02
+#: Swaps of a supervisor's life that are left out of its slope (the lines and receipts that it keeps
+#: fill up to their limits first), and how many it takes beyond.
+_WARM_UP = {"fds": 20, "rss": 150}
+_ENOUGH = 40
+#: Files and bytes per swap that do not count as growth.
+_SLOPE = {"fds": 0.02, "rss": 4096.0}
 _SHOWN = 5
 
 
@@ -102,9 +103,13 @@ def judge(log: Log) -> Verdict:
         _none("orphans", kinds["orphans"], "no process was left over"),
         _none("ledger", kinds["ledger"], "agreed with the devices after every swap"),
         _none("residue", kinds["residue"], "every byte came back"),
-        _flat("fds", fds, _FDS_SLOPE, _span([s.fds for s in log.samples], str), "{:+.3f}"),
+        _flat("fds", fds, _SLOPE["fds"], _span([s.fds for s in log.samples], str), "{:+.3f}"),
         _flat(
-            "memory", rss, _RSS_SLOPE, _span([s.rss for s in log.samples], format_size), "{:+.0f} B"
+            "memory",
+            rss,
+            _SLOPE["rss"],
+            _span([s.rss for s in log.samples], format_size),
+            "{:+.0f} B",
         ),
     ]
     return Verdict(checks, _figures(log, outcomes, fds, rss))
@@ -155,7 +160,8 @@ def _slopes(samples: Sequence[Sample], what: str) -> list[float]:
     lives: dict[int, list[float]] = {}
     for sample in samples:
         lives.setdefault(sample.life, []).append(getattr(sample, what))
-    return [slope(v[_WARM_UP:]) for v in lives.values() if len(v) >= _WARM_UP + _ENOUGH]
+    warm = _WARM_UP[what]
+    return [slope(v[warm:]) for v in lives.values() if len(v) >= warm + _ENOUGH]
 
 
 def _swaps(log: Log, wrong: Sequence[str]) -> Check:

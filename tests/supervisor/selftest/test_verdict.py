@@ -23,7 +23,7 @@ def receipt(verified: str = "yes", ms: float = 10.0) -> dict[str, Any]:
     }
 
 
-def log(samples: int = 100) -> Log:
+def log(samples: int = 200) -> Log:
     return Log(
         planned=2,
         swaps=[Swap("a", "swap", 0.3, False), Swap("b", "ask", 0.9, True)],
@@ -65,7 +65,7 @@ def test_run_in_which_everything_held() -> None:
         ({"samples": [Sample(1, 20, 1, ("ledger: 3 bytes",))]}, "ledger"),
         ({"samples": [Sample(1, 20, 1, ("residue: 3 bytes",))]}, "residue"),
         ({"samples": [Sample(1, 20 + i // 20, 5_000_000) for i in range(100)]}, "fds"),
-        ({"samples": [Sample(1, 20, 5_000_000 + i * 20_000) for i in range(100)]}, "memory"),
+        ({"samples": [Sample(1, 20, 5_000_000 + i * 20_000) for i in range(200)]}, "memory"),
     ],
 )
 def test_each_fault_fails_its_own_check(spoil: dict[str, Any], name: str) -> None:
@@ -74,9 +74,14 @@ def test_each_fault_fails_its_own_check(spoil: dict[str, Any], name: str) -> Non
 
 def test_slope_is_told_for_each_supervisor_by_itself() -> None:
     """A restart begins anew; what the second one grows is not hidden by where it began."""
-    first = [Sample(1, 20, 80_000_000) for _ in range(100)]
-    second = [Sample(2, 20, 50_000_000 + 30_000 * i) for i in range(100)]
+    first = [Sample(1, 20, 80_000_000) for _ in range(200)]
+    second = [Sample(2, 20, 50_000_000 + 8_000 * i) for i in range(200)]
     assert failed(replace(log(), samples=first + second)) == ["memory"]
+
+
+def test_memory_that_fills_up_at_first_is_no_growth() -> None:
+    samples = [Sample(1, 20, 50_000_000 + 8_000 * min(i, 140)) for i in range(200)]
+    assert judge(replace(log(), samples=samples)).ok
 
 
 def test_short_run_tells_no_slope() -> None:
