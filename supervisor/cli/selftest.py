@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import platform
 import random
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from uml.supervisor.cli import background, output, remote, words
 from uml.supervisor.cli.failures import FAILED, Failure, Misuse
 from uml.supervisor.cli.output import Cell
-from uml.supervisor.cli.parsing import Commands, json_option, whole
+from uml.supervisor.cli.parsing import Commands, duration, json_option, whole
 
 if TYPE_CHECKING:
     from uml.supervisor.config import Config
@@ -35,6 +37,14 @@ def register(commands: Commands) -> None:
         "models", metavar="MODEL", nargs="*", help="two models (else the two smallest)"
     )
     parser.add_argument("--swaps", metavar="N", type=whole(1, 100_000), default=20)
+    parser.add_argument(
+        "--for",
+        metavar="TIME",
+        dest="limit_s",
+        type=duration,
+        default=math.inf,
+        help='begin no further swap after this time, like "10m"',
+    )
     parser.add_argument(
         "--chaos",
         action="store_true",
@@ -60,6 +70,9 @@ def selftest(args: argparse.Namespace) -> int:
     house = House(config, background.ourselves(), tuple(questions))
     begun = time.time()
     kept = True
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # ended from outside, it clears up too
     try:
         log = asyncio.run(_run(house, questions, args, seed))
         verdict = _judged(log)
@@ -102,7 +115,7 @@ async def _run(
         def tell(done: int) -> None:
             steps(f"{done} of {stage}" if live() else stage, done / args.swaps)
 
-        return await Drill(house, questions, plan, seed, tell).run()
+        return await Drill(house, questions, plan, seed, tell, args.limit_s).run()
 
 
 def _judged(log: Log) -> Verdict:

@@ -20,7 +20,7 @@ from uml.protocol.errors import Stalled, UmlError
 from uml.supervisor.selftest.house import House
 from uml.supervisor.selftest.questions import Question, is_right, right_answer, said
 
-_PATIENCE_S = 180.0
+_PATIENCE_S = 600.0
 _AFTER_A_LOSS_S = 0.2
 
 T = TypeVar("T")

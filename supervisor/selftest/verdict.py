@@ -51,10 +51,12 @@ class Swap:
 
 @dataclass
 class Log:
-    """All that was noted of a run. ends: what was wrong at its end. restarts_s: from the start of
-    the next supervisor until it listened."""
+    """All that was noted of a run. time_up: it ended before its swaps were done, as it was told.
+    restarts_s: from the start of the next supervisor until it listened. wrong: what was wrong
+    beside the samples."""
 
     planned: int
+    time_up: bool = False
     swaps: list[Swap] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     asked: Sequence[Asked] = ()
@@ -165,8 +167,9 @@ def _slopes(samples: Sequence[Sample], what: str) -> list[float]:
 
 
 def _swaps(log: Log, wrong: Sequence[str]) -> Check:
-    done = f"{len(log.swaps)} of {log.planned}"
-    return Check("swaps", len(log.swaps) == log.planned and not wrong, done + _some(wrong))
+    count, early = len(log.swaps), ", then the time was up" if log.time_up else ""
+    ok = count > 0 and (count == log.planned or log.time_up) and not wrong
+    return Check("swaps", ok, f"{count} of {log.planned}{early}{_some(wrong)}")
 
 
 def _requests(asked: Sequence[Asked], outcomes: Mapping[str, int]) -> Check:

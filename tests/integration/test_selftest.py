@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from tests.integration.serving import BASE, CHAT, RUN, fake_model
+from tests.integration.serving import BASE, CHAT, RUN, fake_model, until
 from uml.supervisor.cli import main
 from uml.supervisor.selftest import drill, house
 from uml.supervisor.selftest.plan import MOMENTS
@@ -78,6 +80,33 @@ def test_device_that_keeps_its_bytes_is_found_out(
     assert "NOT everything held: swaps, requests, answers, release, residue" in said.out
     assert "verified no" in said.out and "no room for ping" in said.out
     assert "logs of the supervisor and its workers are kept in" in said.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_selftest_that_is_interrupted_leaves_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(RUN), "selftest", "--fake", "--swaps=1000"],
+        env=os.environ | {"UML_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        below = until(lambda: len(found := children(process)) >= 4 and found)
+        process.send_signal(number)
+        assert process.wait(30) == 130
+        assert not psutil.wait_procs(below, timeout=5)[1]
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        process.kill()
+        process.wait()
+
+
+def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The supervisor, a launcher, a worker, and what the worker started."""
+    return psutil.Process(process.pid).children(recursive=True)
 
 
 @pytest.mark.llama

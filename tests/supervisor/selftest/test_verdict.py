@@ -84,6 +84,11 @@ def test_memory_that_fills_up_at_first_is_no_growth() -> None:
     assert judge(replace(log(), samples=samples)).ok
 
 
+def test_run_that_was_bounded_in_time_may_end_early() -> None:
+    assert judge(replace(log(), planned=500, time_up=True)).ok
+    assert failed(replace(log(), planned=500, time_up=True, swaps=[])) == ["swaps"]
+
+
 def test_short_run_tells_no_slope() -> None:
     verdict = judge(log(samples=30))
     assert verdict.ok
