@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
 import signal
 import sys
@@ -24,14 +25,16 @@ from uml.protocol.errors import UmlError
 from uml.supervisor import port
 from uml.supervisor.api.gate import Gate
 from uml.supervisor.api.gateway import Gateway
-from uml.supervisor.api.generation import read_sampling
 from uml.supervisor.api.routes import MAX_BODY_BYTES, make_app
-from uml.supervisor.config import Config, ConfigError, cache_dir
+from uml.supervisor.checks import check
+from uml.supervisor.config import Config, ConfigError, cache_dir, config_files
 from uml.supervisor.environments import Environments
 from uml.supervisor.events import Events
+from uml.supervisor.filewatch import FileWatch
 from uml.supervisor.machine import Machine
 from uml.supervisor.pool import Pool
 from uml.supervisor.registry import Registry
+from uml.supervisor.reload import Reloading, Reread
 
 #: How long handlers may take to say goodbye once all workers are gone.
 _GOODBYE_S = 2.0
@@ -42,7 +45,8 @@ _FILES = 65536
 class Supervisor:
     """All parts of one server. `start`, then `end`; both once.
 
-    log: where lines go, None = nowhere. max_body_bytes: of a JSON body.
+    log: where lines go, None = nowhere. max_body_bytes: of a JSON body. reread: gives the
+    configuration as it is now, for reloads.
     Raises: ConfigError when the configuration cannot be served.
     """
 
@@ -52,9 +56,9 @@ class Supervisor:
         *,
         log: TextIO | None = sys.stderr,
         max_body_bytes: int = MAX_BODY_BYTES,
+        reread: Reread | None = None,
     ) -> None:
-        _check(config)
-        self.config = config
+        check(config)
         self._max_body_bytes = max_body_bytes
         self.events = Events(log, config.log_format, config.log_level)
         loaded = load_plugins(config.home)
@@ -70,12 +74,15 @@ class Supervisor:
         )
         gate = Gate(config.host, config.api_key, config.allowed_hosts, config.allowed_origins)
         self.gateway = Gateway(config, self.registry, self.pool, self.events, gate)
+        self.gateway.reloading = self._reloading = Reloading(self.gateway, reread)
+        self._watch: FileWatch | None = None
         self._runner: web.AppRunner | None = None
         self._preloading: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
         """Listen; the address. Raises: AlreadyRunning, PortTaken, ConfigError."""
-        sock = port.listen(self.config.host, self.config.port)
+        config = self.config
+        sock = port.listen(config.host, config.port)
         try:
             await self.pool.start()
             self.registry.rescan()  # reading many headers for the first time takes a while
@@ -85,14 +92,29 @@ class Supervisor:
             )
             await runner.setup()
             self._runner = runner
-            self.gateway.url = port.url(self.config.host, sock)
+            self.gateway.url = port.url(config.host, sock)
             await web.SockSite(runner, sock, backlog=1024).start()
         except BaseException:
             sock.close()
             raise
         self.events.emit("supervisor.started", url=self.gateway.url, version=__version__)
         self._preloading = asyncio.create_task(self._preload())
+        self._watch = FileWatch(config_files(config), self._file_changed)
         return self.gateway.url
+
+    @property
+    def config(self) -> Config:
+        """What is in force."""
+        return self.gateway.config
+
+    def _file_changed(self) -> None:
+        if self.config.reload_on_change:
+            self.reload("its file changed")
+
+    def reload(self, cause: str) -> None:
+        """Take the configuration in anew; what is wrong with it is told as an event."""
+        with contextlib.suppress(ConfigError):
+            self._reloading.reload(cause)
 
     async def _preload(self) -> None:
         """Load what the configuration names, one after the other; a failure stops nobody."""
@@ -109,6 +131,8 @@ class Supervisor:
         self.gateway.stopping = True
         if self._preloading:
             self._preloading.cancel()
+        if self._watch:
+            self._watch.close()
         await self.pool.close(drain_s)
         self.gateway.closed.set()
         if self._runner:
@@ -118,12 +142,15 @@ class Supervisor:
         self.events.emit("supervisor.ended")
 
 
-async def run(config: Config, announce: Callable[[str], None]) -> None:
+async def run(
+    config: Config, announce: Callable[[str], None], reread: Reread | None = None
+) -> None:
     """Serve until told to end. announce: told the address once it answers."""
-    supervisor = Supervisor(config)
+    supervisor = Supervisor(config, reread=reread)
     loop, gateway = asyncio.get_running_loop(), supervisor.gateway
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, _told_to_end, gateway)
+    loop.add_signal_handler(signal.SIGHUP, _hung_up, supervisor, _has_terminal())
     _raise_file_limit()
     try:
         announce(await supervisor.start())
@@ -131,7 +158,7 @@ async def run(config: Config, announce: Callable[[str], None]) -> None:
         await supervisor.end(0)
         raise
     await gateway.stop.wait()
-    started, drain_s = time.monotonic(), config.drain_s
+    started, drain_s = time.monotonic(), supervisor.config.drain_s
     gateway.events.emit("supervisor.stopping", force=gateway.force, drain_s=drain_s)
     gateway.stop.clear()
     if not gateway.force:
@@ -153,31 +180,36 @@ def _told_to_end(gateway: Gateway) -> None:
     gateway.stop.set()
 
 
-def serve(config: Config, *, headless: bool = False) -> int:
+def _hung_up(supervisor: Supervisor, had_terminal: bool) -> None:
+    """SIGHUP: reload, or, when our terminal was closed, end."""
+    if had_terminal and not _has_terminal():
+        supervisor.gateway.stop.set()
+    else:
+        supervisor.reload("SIGHUP")
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def serve(config: Config, *, headless: bool = False, reread: Reread | None = None) -> int:
     """Run in the foreground until a signal; the exit code. The first line on stdout is
-    `listening on URL`. headless: without a web page.
+    `listening on URL`. headless: without a web page. reread: gives the configuration as it is
+    now, for reloads.
 
     Raises: AlreadyRunning, PortTaken, ConfigError.
     """
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(run(config, _announce))
+        asyncio.run(run(config, _announce, reread))
     return 0
 
 
 def _announce(url: str) -> None:
     print(f"listening on {url}", flush=True)
-
-
-def _check(config: Config) -> None:
-    """What only the gateway knows of the configuration. Raises: ConfigError."""
-    for model_id, own in config.models.items():
-        try:
-            known = read_sampling(own.sampling)
-        except UmlError as e:
-            raise ConfigError(f'models."{model_id}".sampling: {e.message}', param=e.param) from e
-        unknown = set(own.sampling) - set(known)
-        if unknown:
-            raise ConfigError(f'models."{model_id}".sampling: {min(unknown)} is not a key')
 
 
 def _raise_file_limit() -> None:

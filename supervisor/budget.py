@@ -91,6 +91,10 @@ class Budget:
         self._leased: Counter[str] = Counter()
         self._untouched: Counter[str] = Counter()
 
+    def limit(self, caps: Mapping[str, int], reserve: Mapping[str, int]) -> None:
+        """Other limits from now on; what is leased beyond them stays."""
+        self._limits, self._reserve = dict(caps), dict(reserve)
+
     def measured(
         self, devices: Iterable[DeviceMemory], resident: Mapping[str, Bytes] | None = None
     ) -> None:

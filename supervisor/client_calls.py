@@ -119,6 +119,12 @@ class Api(abc.ABC):
         also `live` once a second, with what `status` has."""
         return self._send(Call("GET", "/events?live=1" if live else "/events", answer="stream"))
 
+    def reload_config(self, *, dry_run: bool = False, toml: str | None = None) -> Any:
+        """Let the supervisor read its configuration anew; dry_run: only what that would do, with
+        `toml` in place of what its file says."""
+        body = {"dry_run": dry_run or None, "toml": toml}
+        return self._send(Call("POST", "/config/reload", _given(body)))
+
     def health(self) -> Any:
         return self._send(Call("GET", "/health"))
 

@@ -13,6 +13,8 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -148,12 +150,30 @@ def _table(value: Any) -> dict[str, Any]:
     return value
 
 
-def _key(name: str, read: Reader, default: Any = None, *, env: bool = True) -> Any:
+class Takes(StrEnum):
+    """When a setting that is changed while we serve takes effect. START: with the next start, of
+    us, or, for one of a model's, of its worker."""
+
+    NOW = "now"
+    START = "start"
+
+
+def _key(
+    name: str,
+    read: Reader,
+    default: Any = None,
+    *,
+    env: bool = True,
+    takes: Takes = Takes.START,
+) -> Any:
     """A field: its key in the file, its reader, whether `UML_<KEY>` sets it."""
-    meta = {"key": name, "read": read, "env": env}
+    meta = {"key": name, "read": read, "env": env, "takes": takes}
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=meta)
     return field(default=default, metadata=meta)
+
+
+_now = partial(_key, takes=Takes.NOW)
 
 
 # --- what is known -------------------------------------------------------------------------
@@ -164,22 +184,22 @@ class ModelConfig:
     """What is said of one model, `[models."id"]` in the file. None: the default decides.
     options: passed to the backend as they are. sampling: defaults under a request's own."""
 
-    aliases: tuple[str, ...] = _key("aliases", _texts, ())
+    aliases: tuple[str, ...] = _now("aliases", _texts, ())
     backend: str | None = _key("backend", _text)
     n_ctx: int | None = _key("n_ctx", _whole(16, 1 << 24))
     slots: int | None = _key("slots", _whole(1, 256))
     gpu_layers: int | None = _key("gpu_layers", _whole(-1, 10_000))
     cache_type_k: str | None = _key("cache_type_k", _text)
     cache_type_v: str | None = _key("cache_type_v", _text)
-    keep_alive_s: float | None = _key("keep_alive", _duration)
-    pinned: bool = _key("pinned", _flag, False)
-    priority: int = _key("priority", _whole(-100, 100), 0)
+    keep_alive_s: float | None = _now("keep_alive", _duration)
+    pinned: bool = _now("pinned", _flag, False)
+    priority: int = _now("priority", _whole(-100, 100), 0)
     cores: int | None = _key("cores", _whole(1, 1024))
-    group: str | None = _key("group", _text)
-    conflicts_with: tuple[str, ...] = _key("conflicts_with", _texts, ())
-    system_prompt: str | None = _key("system_prompt", _text)
+    group: str | None = _now("group", _text)
+    conflicts_with: tuple[str, ...] = _now("conflicts_with", _texts, ())
+    system_prompt: str | None = _now("system_prompt", _text)
     chat_template: str | None = _key("chat_template", _text)
-    sampling: dict[str, Any] = _key("sampling", _table, {})
+    sampling: dict[str, Any] = _now("sampling", _table, {})
     options: dict[str, Any] = _key("options", _table, {})
 
 
@@ -197,33 +217,34 @@ class Config:
     fake_device: "fake0:BYTES:DIR", for tests.
     """
 
-    home: Path = field(metadata={"key": "home", "read": _folder, "env": True})
+    home: Path = field(metadata={"key": "home", "read": _folder, "env": True, "takes": Takes.START})
     host: str = _key("host", _text, "127.0.0.1")
     port: int = _key("port", _whole(0, 65535), 8484)
-    api_key: str | None = _key("api_key", _secret)
-    allowed_hosts: tuple[str, ...] = _key("allowed_hosts", _texts, ())
-    allowed_origins: tuple[str, ...] = _key("allowed_origins", _texts, ())
-    model_dirs: tuple[Path, ...] = _key("model_dirs", _folders, ())
-    scan_default_stores: bool = _key("scan_default_stores", _flag, True)
-    keep_alive_s: float = _key("keep_alive", _duration, 300.0)
-    queue_limit: int = _key("queue_limit", _whole(1, 1_000_000), 512)
-    max_loaded: int | None = _key("max_loaded", _whole(1, 1000))
+    api_key: str | None = _now("api_key", _secret)
+    allowed_hosts: tuple[str, ...] = _now("allowed_hosts", _texts, ())
+    allowed_origins: tuple[str, ...] = _now("allowed_origins", _texts, ())
+    model_dirs: tuple[Path, ...] = _now("model_dirs", _folders, ())
+    scan_default_stores: bool = _now("scan_default_stores", _flag, True)
+    keep_alive_s: float = _now("keep_alive", _duration, 300.0)
+    queue_limit: int = _now("queue_limit", _whole(1, 1_000_000), 512)
+    max_loaded: int | None = _now("max_loaded", _whole(1, 1000))
     cores: int | None = _key("cores", _whole(1, 1024))
-    max_wait_s: float = _key("max_wait", _duration, 8.0)
-    min_residency_s: float = _key("min_residency", _duration, 2.0)
-    standby: tuple[str, ...] = _key("standby", _texts, ())
-    preload: tuple[str, ...] = _key("preload", _texts, ())
-    budget: dict[str, int] = _key("budget", _sizes, {})
-    reserve_bytes: dict[str, int] = _key("reserve", _sizes, {})
-    low_free_bytes: dict[str, int] = _key("low_free", _sizes, {})
-    brake_bytes: dict[str, int] = _key("brake", _sizes, {})
-    leak_limit_bytes: int = _key("leak_limit", _size, 512 << 20)
-    conversations_bytes: int = _key("conversations", _size, 1 << 30)
-    load_stall_s: float = _key("load_stall", _limit, 120.0)
-    beat_overdue_s: float = _key("beat_overdue", _limit, 10.0)
-    drain_s: float = _key("drain", _duration, 30.0)
-    log_format: str = _key("log_format", _choice("text", "json"), "text")
-    log_level: str = _key("log_level", _choice(*_LEVELS), "info")
+    max_wait_s: float = _now("max_wait", _duration, 8.0)
+    min_residency_s: float = _now("min_residency", _duration, 2.0)
+    standby: tuple[str, ...] = _now("standby", _texts, ())
+    preload: tuple[str, ...] = _now("preload", _texts, ())
+    budget: dict[str, int] = _now("budget", _sizes, {})
+    reserve_bytes: dict[str, int] = _now("reserve", _sizes, {})
+    low_free_bytes: dict[str, int] = _now("low_free", _sizes, {})
+    brake_bytes: dict[str, int] = _now("brake", _sizes, {})
+    leak_limit_bytes: int = _now("leak_limit", _size, 512 << 20)
+    conversations_bytes: int = _now("conversations", _size, 1 << 30)
+    load_stall_s: float = _now("load_stall", _limit, 120.0)
+    beat_overdue_s: float = _now("beat_overdue", _limit, 10.0)
+    drain_s: float = _now("drain", _duration, 30.0)
+    reload_on_change: bool = _now("reload_on_change", _flag, True)
+    log_format: str = _now("log_format", _choice("text", "json"), "text")
+    log_level: str = _now("log_level", _choice(*_LEVELS), "info")
     fake_device: str | None = _key("fake_device", _secret)
     models: dict[str, ModelConfig] = _key(
         "models", lambda v: {k: _model(k, m) for k, m in _table(v).items()}, {}, env=False
@@ -288,23 +309,34 @@ def find_config(env: Mapping[str, str] = os.environ) -> Path | None:
     """The file that counts: `UML_CONFIG`, `uml.toml` here, the one in the platform's folder."""
     if env.get("UML_CONFIG"):
         return Path(env["UML_CONFIG"]).expanduser()
-    places = (Path.cwd() / "uml.toml", config_dir() / "uml.toml")
-    return next((p for p in places if p.is_file()), None)
+    return next((p for p in _places() if p.is_file()), None)
+
+
+def _places() -> list[Path]:
+    return [Path.cwd() / "uml.toml", config_dir() / "uml.toml"]
+
+
+def config_files(config: Config) -> list[Path]:
+    """The files that count for a configuration, or would if they were there."""
+    path, places = config.path, _places()
+    return places if path is None or path in places else [path.absolute()]
 
 
 def load_config(
     path: Path | None = None,
     env: Mapping[str, str] = os.environ,
     overrides: Mapping[str, Any] | None = None,
+    text: str | None = None,
 ) -> Config:
     """Read and check: defaults < file < `UML_*` < overrides (keys as in the file; None skipped).
+    text: stands for what the file says.
 
     Raises: ConfigError that names the key, the value and what is accepted.
     """
     path = path or find_config(env)
     values: dict[str, Any] = {"home": home_dir()}
-    if path is not None:
-        values |= _read_table(Config, _parse(path), "")
+    if text is not None or path is not None:
+        values |= _read_table(Config, _parse(path, text), "")
     for key, known in keys(Config).items():
         name = f"UML_{key.upper()}"
         if known.metadata["env"] and env.get(name):
@@ -312,20 +344,22 @@ def load_config(
     given = {k: v for k, v in (overrides or {}).items() if v is not None}
     values |= _read_table(Config, given, "")
     config = Config(**values, path=path)
-    _check(config)
+    check_together(config)
     return config
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def _parse(path: Path | None, text: str | None) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(
+            path.read_text(encoding="utf-8") if text is None and path else text or ""
+        )
     except OSError as e:
         raise ConfigError(f"cannot read {path}: {e.strerror}") from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path} is not TOML: {e}") from e
+        raise ConfigError(f"{path or 'the configuration'} is not TOML: {e}") from e
 
 
-def _check(config: Config) -> None:
+def check_together(config: Config) -> None:
     """What no single key can know. Raises: ConfigError."""
     if not is_loopback(config.host) and not config.api_key:
         raise ConfigError(

@@ -15,11 +15,11 @@ class Conversations:
     """limit: bytes for all models together; 0 = nothing is kept."""
 
     def __init__(self, home: Path, limit: int) -> None:
-        self._folder, self._limit = home / "conversations", limit
+        self._folder, self.limit = home / "conversations", limit
 
     def folder(self, content_hash: str) -> Path | None:
         """A model's place; None when nothing is to be kept."""
-        return self._folder / content_hash if self._limit > 0 and content_hash else None
+        return self._folder / content_hash if self.limit > 0 and content_hash else None
 
     def forget(self, content_hash: str) -> None:
         """The model is gone."""
@@ -33,7 +33,7 @@ class Conversations:
             with contextlib.suppress(OSError):
                 stat = path.stat()
                 found.append((stat.st_mtime_ns, stat.st_size, path))
-        too_much = sum(size for _, size, _ in found) - self._limit
+        too_much = sum(size for _, size, _ in found) - self.limit
         deleted = 0
         for _, size, path in sorted(found, key=lambda f: f[0]):
             if deleted >= too_much:

@@ -7,7 +7,7 @@ with the number of models. Pure, like everything the scheduler is made of.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from uml.protocol.errors import UmlError
 from uml.supervisor.admission import NEVER, Admission
@@ -20,6 +20,7 @@ from uml.supervisor.queues import Line, Queues
 from uml.supervisor.states import (
     Action,
     Limits,
+    Need,
     Refuse,
     SetTimer,
     State,
@@ -196,3 +197,18 @@ class Decisions:
             self.fleet.kill(worker, reason)
         self._touched.update(self.admission.wants(line.need))
         self._let_off(self.claims.drop(line.model), now)
+
+    def renew(self, line: Line, needs: Mapping[int, Need | UmlError], now: float) -> None:
+        """Who waits in `line` needs something else now, or gets nothing."""
+        waiters = self.queues.dissolve(line.model)
+        self.touch(line.things)
+        self._let_off(self.claims.drop(line.model), now)
+        for waiter in waiters:
+            need = needs[waiter.request]
+            if isinstance(need, UmlError):
+                self.do(Refuse(waiter.request, need))
+            else:
+                waiter.need = need
+                self.queues.join(waiter)
+        self.serve(line.model, now)
+        self.look_at(line.model)

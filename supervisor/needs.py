@@ -188,6 +188,19 @@ class Needs:
             return self.need(model, keep_alive_s, options)
         return replace(loaded, keep_alive_s=self._stay(model, keep_alive_s))
 
+    def configure(self, config: Config) -> None:
+        self._config = config
+
+    def adjusted(self, need: Need) -> Need:
+        """With what the configuration says now and no reload is needed for."""
+        own = self._config.for_model(need.model)
+        return replace(
+            need,
+            pinned=own.pinned,
+            priority=own.priority,
+            places=places(need.model, self._config.models, self._identify),
+        )
+
     def _identify(self, name: str) -> str:
         with contextlib.suppress(UmlError):
             return self._registry.find(name).id

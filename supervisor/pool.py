@@ -69,17 +69,9 @@ class Pool:
         self._config, self._registry, self._specs = config, registry, specs
         self._machine, self._events = machine, events
         self.conversations = Conversations(config.home, config.conversations_bytes)
-        limits = states.Limits(
-            max_loaded=config.max_loaded,
-            cores=config.cores or machine.cores,
-            queue=config.queue_limit,
-            max_wait_s=_endless(config.max_wait_s),
-            min_residency_s=max(0.0, config.min_residency_s),
-            standby={
-                name: {"ram": specs[name].process_bytes} for name in config.standby if name in specs
-            },
+        self.scheduler = Scheduler(
+            Budget(config.budget, config.reserve_bytes), self._limits(config)
         )
-        self.scheduler = Scheduler(Budget(config.budget, config.reserve_bytes), limits)
         self.footprints = Footprints(registry, environments.version)
         self._needs = Needs(
             config,
@@ -93,7 +85,7 @@ class Pool:
             self.scheduler.price,
         )
         self.crew = Crew(config.home, environments, machine, events)
-        self.serving = Serving(self, self._needs, environments, self._ignores_cancel)
+        self.serving = Serving(self, self._needs, environments, registry, self._ignores_cancel)
         self.commands = Commands(self, self._needs, environments, registry)
         self._calls = self.serving.calls
         self.usage = Usage(config.home / "registry.sqlite", self.now)
@@ -121,6 +113,8 @@ class Pool:
             await self._all_gone(deadline_s)
         self.feed(self.scheduler.on_shutdown(self.now(), force=True))
         await self._all_gone(None)
+        if self._kills:  # what is left of them is to be written
+            await asyncio.wait(self._kills.values())
         self._watch.stop()
         await self.usage.close()
         for timer in self._timers.values():
@@ -137,6 +131,34 @@ class Pool:
     @staticmethod
     def now() -> float:
         return time.monotonic()
+
+    def configure(self, config: Config, restarts: Mapping[str, list[str]]) -> None:
+        """Go on with another configuration, which the registry has taken in already. restarts:
+        models whose workers are not what it says, with the settings that differ."""
+        self._config, self.conversations.limit = config, config.conversations_bytes
+        self._needs.configure(config)
+        self.scheduler.budget.limit(config.budget, config.reserve_bytes)
+        self.feed(
+            self.scheduler.on_configured(self._limits(config), self._needs.adjusted, self.now())
+        )
+        for model, settings in restarts.items():
+            reason = f"its configuration changed: {', '.join(settings)}"
+            serves = self.scheduler.worker_of(model) is not None
+            renewed = self.serving.renewed(model)
+            self.feed(self.scheduler.on_changed(model, renewed, reason, self.now()))
+            if serves:
+                self.keeper.load(model, reason)
+
+    def _limits(self, config: Config) -> states.Limits:
+        kept = (name for name in config.standby if name in self._specs)
+        return states.Limits(
+            max_loaded=config.max_loaded,
+            cores=config.cores or self._machine.cores,
+            queue=config.queue_limit,
+            max_wait_s=_endless(config.max_wait_s),
+            min_residency_s=max(0.0, config.min_residency_s),
+            standby={name: {"ram": self._specs[name].process_bytes} for name in kept},
+        )
 
     # --- carrying out ----------------------------------------------------------------------
 
@@ -229,10 +251,10 @@ class Pool:
             self.look_at_footprint(worker_id)
         self.footprints.end(worker_id)
         residue = await self.crew.release(worker_id, model, reason)
-        error = await self._crashes.write(worker_id)
-        self._kills.pop(worker_id, None)
         self.measure()
         self.feed(self.scheduler.on_gone(worker_id, residue, self.now()))
+        error = await self._crashes.write(worker_id)
+        self._kills.pop(worker_id, None)
         self.crew.forget(worker_id)
         if timer := self._timers.pop(f"idle {worker_id}", None):
             timer.cancel()

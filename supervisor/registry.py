@@ -70,10 +70,9 @@ class Registry:
         specs: Mapping[str, BackendSpec],
         env: Mapping[str, str] = os.environ,
     ) -> None:
-        self._config, self._specs = config, specs
+        self._config, self._specs, self._env = config, specs, env
         self._own = config.home / "models"
-        stores = roots(config.home, config.model_dirs, config.scan_default_stores, env)
-        self._scanner = Scanner(stores)
+        self._scanner = self._look_around()
         self._records = Records(path)
         self.set_aside = self._records.set_aside
         self._entries: dict[str, _Entry] = {}
@@ -82,6 +81,16 @@ class Registry:
 
     def close(self) -> None:
         self._records.close()
+
+    def _look_around(self) -> Scanner:
+        config = self._config
+        return Scanner(roots(config.home, config.model_dirs, config.scan_default_stores, self._env))
+
+    def configure(self, config: Config) -> None:
+        """Go on with another configuration."""
+        self._config = config
+        self._scanner = self._look_around()
+        self.rescan(renamed=True)
 
     # --- asking ----------------------------------------------------------------------------
 
@@ -106,6 +115,15 @@ class Registry:
             raise InvalidModel(f"{model.id} cannot be used: {model.error}", param="model")
         return model
 
+    def names(self) -> list[str]:
+        """All that models are called, letter case apart."""
+        self.rescan()
+        return list(self._names)
+
+    def current(self, model: Model) -> Model:
+        """`model` as it is now, should it have changed since it was asked for."""
+        return self._models.get(model.id, model)
+
     def _unknown(self, name: str) -> str:
         names = [n for m in self._models.values() for n in (m.id, *m.aliases)]
         near = nearest(name, names)
@@ -117,14 +135,15 @@ class Registry:
 
     # --- looking ---------------------------------------------------------------------------
 
-    def rescan(self, force: bool = False) -> None:
-        """Take in what changed on disk; `force` reads every header again."""
+    def rescan(self, force: bool = False, renamed: bool = False) -> None:
+        """Take in what changed on disk; `force` reads every header again. renamed: the
+        configuration calls models otherwise now."""
         entries = {}
         for found in self._scanner.find():
             entry = self._entry(found, force)
             if entry:
                 entries[found.path] = entry
-        if entries != self._entries:
+        if entries != self._entries or renamed:
             self._entries = entries
             self._name(attach([_part(entry) for entry in entries.values()]))
 

@@ -14,7 +14,7 @@ Here is what each event changes at once; what follows from it is in `decisions`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from uml.protocol.errors import Cancelled, QueueFull, ShuttingDown, UmlError
@@ -234,6 +234,41 @@ class Scheduler:
                 continue
             if worker.state in (State.READY, State.DRAINING):
                 self._fleet.leave(worker, f"makes way for {model}", final=True, force=force)
+        return self._decide.settle(now)
+
+    def on_configured(
+        self, limits: Limits, adjusted: Callable[[Need], Need], now: float
+    ) -> list[Action]:
+        """Other limits from now on. adjusted: a need with the pins, priorities and places that the
+        configuration has now; nobody has to be loaded again for those."""
+        self.limits.adopt(limits)
+        self.budget.places.pop(LOADED, None)
+        if limits.max_loaded:
+            self.budget.places[LOADED] = limits.max_loaded
+        for worker in self.workers.values():
+            if worker.need is None:
+                if worker.backend not in limits.standby:
+                    self._fleet.kill(worker, "no standby is wanted any more")
+                continue
+            worker.need = adjusted(worker.need)
+            if worker.leased and worker.state is not State.KILLING:
+                self.budget.grant(worker.id, self._admission.wants(worker.need))
+        for line in list(self._queues.lines.values()):
+            self._decide.renew(line, {r: adjusted(w.need) for r, w in line.waiters.items()}, now)
+        self._decide.touch([*self.budget.devices, LOADED])
+        self._decide.standby_soon(now)
+        return self._decide.settle(now)
+
+    def on_changed(
+        self, model: str, needs: Mapping[int, Need | UmlError], reason: str, now: float
+    ) -> list[Action]:
+        """`model` is to be loaded otherwise: its worker leaves after its running answers, and who
+        waits gets the next one. needs: of those who wait, or why they get nothing."""
+        worker, line = self.worker_of(model), self._queues.lines.get(model)
+        if worker is not None:
+            self._fleet.leave(worker, reason, final=True)
+        if line is not None:
+            self._decide.renew(line, needs, now)
         return self._decide.settle(now)
 
     def on_shutdown(self, now: float, *, force: bool = False) -> list[Action]:

@@ -17,7 +17,7 @@ from uml.protocol import messages
 from uml.protocol.errors import Quarantined, Stalled, TaskNotSupported, UmlError, WorkerDied
 from uml.protocol.tasks import Generate, Task
 from uml.supervisor.calls import Calls, Sink
-from uml.supervisor.states import State
+from uml.supervisor.states import Need, State
 from uml.supervisor.usage import Request
 from uml.supervisor.worker import Worker
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from uml.supervisor.environments import Environments
     from uml.supervisor.needs import Needs
     from uml.supervisor.pool import Pool
-    from uml.supervisor.registry import Model
+    from uml.supervisor.registry import Model, Registry
 
 #: A request that has seen this many workers die is not given a third.
 _DEATHS = 2
@@ -36,6 +36,8 @@ class _Waiting:
     """Somebody waits for a grant."""
 
     model: str
+    keep_alive_s: float | None
+    options: dict[str, Any] | None
     granted: asyncio.Future[str]
     tell: Callable[[str, float | None, int], None]
 
@@ -49,9 +51,11 @@ class Serving:
         pool: Pool,
         needs: Needs,
         environments: Environments,
+        registry: Registry,
         ignored: Callable[[Worker], None],
     ) -> None:
         self._pool, self._needs, self._environments = pool, needs, environments
+        self._registry = registry
         self.calls = Calls(ignored)
         #: As they were when they were last asked for.
         self.models: dict[str, Model] = {}
@@ -147,7 +151,7 @@ class Serving:
     ) -> tuple[int, Worker]:
         """Wait until a worker may serve; (request number, worker). The last three: see
         `Scheduler.on_request`. Raises: UmlError."""
-        pool = self._pool
+        pool, model = self._pool, self._registry.current(model)
         serving = pool.scheduler.worker_of(model.id)
         if serving and serving.need and serving.state is State.READY:
             need = self._needs.again(serving.need, model, keep_alive_s, options)
@@ -155,7 +159,8 @@ class Serving:
             need = self._needs.need(model, keep_alive_s, options)
         self.models[model.id] = model
         request = next(self._ids)
-        waiting = _Waiting(model.id, asyncio.get_running_loop().create_future(), tell)
+        granted = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(model.id, keep_alive_s, options, granted, tell)
         self._waiting[request] = waiting
         if need.n_ctx > (serving.need.n_ctx if serving and serving.need else -1):
             self._environments.python(need.backend)  # not installed: say so before anything
@@ -199,6 +204,19 @@ class Serving:
             return None
         waiting.granted.set_exception(error)
         return waiting.model
+
+    def renewed(self, model_id: str) -> dict[int, Need | UmlError]:
+        """What those who wait for a model need by the configuration as it is now, or why they
+        cannot have it any more."""
+        found: dict[int, Need | UmlError] = {}
+        for request in self._pool.scheduler.line(model_id):
+            waiting = self._waiting[request]
+            try:
+                model = self.models[model_id] = self._registry.find(model_id)
+                found[request] = self._needs.need(model, waiting.keep_alive_s, waiting.options)
+            except UmlError as e:
+                found[request] = e
+        return found
 
     def leaves(self, worker: Worker) -> bool:
         """Whether it is being killed already: what is begun there now would be cut."""

@@ -104,9 +104,11 @@ class Tell:
 Action = Spawn | Load | Threads | Kill | Grant | Refuse | SetTimer | Tell
 
 
-@dataclass(frozen=True)
+@dataclass
 class Limits:
-    """max_loaded: models at once, None = as many as fit. cores: that all share, None = they are not
+    """Shared by all parts of the scheduler.
+
+    max_loaded: models at once, None = as many as fit. cores: that all share, None = they are not
     counted. queue: waiting requests. max_wait_s: how long newer work may keep a busy model in place
     while another waits for its room. min_residency_s: how long a busy model stays at least, once
     loaded. linger_s: how long it has to be idle before it leaves for another: its clients' time to
@@ -122,6 +124,10 @@ class Limits:
     priority_s: float = 10.0
     standby: Mapping[str, Bytes] = field(default_factory=dict)
     standby_delay_s: float = 1.0
+
+    def adopt(self, other: Limits) -> None:
+        """Be as the other ones from now on."""
+        self.__dict__.update(other.__dict__)
 
 
 @dataclass

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from uml.supervisor.events import Events
     from uml.supervisor.pool import Pool
     from uml.supervisor.registry import Registry
+    from uml.supervisor.reload import Reloading
 
 
 @dataclass
@@ -45,6 +46,7 @@ class Gateway:
     flusher: Flusher = field(default_factory=Flusher)
     answers: Counter[tuple[str, str, int]] = field(default_factory=Counter)
     live: Live = field(default_factory=Live)
+    reloading: Reloading = field(init=False)
 
     def status(self) -> dict[str, Any]:
         """The body of GET /status."""

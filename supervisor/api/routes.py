@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from uml.supervisor.api import inference, logs, metrics, models, native
+from uml.supervisor.api import configuration, inference, logs, metrics, models, native
 from uml.supervisor.api.errors import boundary, mark
 from uml.supervisor.api.gateway import GATEWAY, Gateway
 
@@ -34,6 +34,7 @@ def make_app(gateway: Gateway, *, max_body_bytes: int = MAX_BODY_BYTES) -> web.A
             web.get("/logs/stream", logs.stream_logs, allow_head=False),
             web.get("/events", logs.events, allow_head=False),
             web.post("/shutdown", native.shutdown),
+            web.post("/config/reload", configuration.reload),
             web.post("/swap", native.swap),
             *(web.post(p, native.load) for p in ("/load", "/load_model", "/models/load")),
             *(web.post(p, native.unload) for p in ("/unload", "/unload_model", "/models/unload")),

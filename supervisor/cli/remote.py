@@ -81,13 +81,13 @@ def _stranger(client: Client) -> Failure:
     )
 
 
-def load(config: str | None = None, **overrides: object) -> Config:
-    """The configuration in effect. Raises: ConfigError."""
+def load(config: str | None = None, text: str | None = None, **overrides: object) -> Config:
+    """The configuration in effect. text: stands for the file's. Raises: ConfigError."""
     from pathlib import Path
 
     from uml.supervisor.config import load_config
 
-    return load_config(Path(config).absolute() if config else None, overrides=overrides)
+    return load_config(Path(config).absolute() if config else None, overrides=overrides, text=text)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,8 +57,8 @@ def _where(parser: Parser) -> None:
     )
 
 
-def _config(args: argparse.Namespace) -> Config:
-    config = remote.load(args.config, host=args.host, port=args.port)
+def _config(args: argparse.Namespace, text: str | None = None) -> Config:
+    config = remote.load(args.config, text, host=args.host, port=args.port)
     return dataclasses.replace(config, preload=(*config.preload, *args.load))
 
 
@@ -84,7 +85,7 @@ def serve_here(args: argparse.Namespace) -> int:
     if already:
         raise Failure(f"a supervisor is {already}", "`uml stop` ends it, --port picks another port")
     if not args.detach:
-        return _serve(config, headless=args.headless)
+        return _serve(config, args)
     from uml.supervisor.cli import background
 
     started = background.start(config.home, _options(args))
@@ -107,10 +108,10 @@ def _options(args: argparse.Namespace) -> list[str]:
     return options + ["--headless"] * args.headless
 
 
-def _serve(config: Config, *, headless: bool) -> int:
+def _serve(config: Config, args: argparse.Namespace) -> int:
     from uml.supervisor.app import serve
 
-    return serve(config, headless=headless)
+    return serve(config, headless=args.headless, reread=partial(_config, args))
 
 
 def set_up(args: argparse.Namespace) -> int:
@@ -130,7 +131,7 @@ def set_up(args: argparse.Namespace) -> int:
 
         bootstrap.up(config, step, pulled)
     output.note(_what_next(config, serving=not args.no_serve))
-    return 0 if args.no_serve else _serve(config, headless=args.headless)
+    return 0 if args.no_serve else _serve(config, args)
 
 
 def _what_next(config: Config, *, serving: bool) -> str:

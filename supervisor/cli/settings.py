@@ -1,4 +1,4 @@
-"""`config show|check`: the configuration in effect, and where each value comes from."""
+"""`config show|check|diff|reload`: the configuration, where each value comes from, what is new."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import argparse
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uml.supervisor.cli import output, remote
+from uml.supervisor.cli import output, remote, words
 from uml.supervisor.cli.output import Cell
-from uml.supervisor.cli.parsing import Commands, json_option
+from uml.supervisor.cli.parsing import Commands, json_option, remote_options
 
 if TYPE_CHECKING:
     from uml.supervisor.config import Config
@@ -21,8 +22,8 @@ def register(commands: Commands) -> None:
     parser = commands.add(
         "config",
         None,
-        "the configuration: show, check",
-        "uml config show\numl config check my.toml",
+        "the configuration: show, check, diff, reload",
+        "uml config check my.toml\numl config diff",
     )
     inner = Commands(parser)
     shown = inner.add("show", show, "every value and where it comes from", "uml config show --json")
@@ -30,6 +31,14 @@ def register(commands: Commands) -> None:
     for one in (shown, check):
         one.add_argument("file", metavar="FILE", nargs="?", help="else the one in effect")
         json_option(one)
+    compared = inner.add(
+        "diff", diff, "what a reload would change and restart", "uml config diff new.toml"
+    )
+    compared.add_argument("file", metavar="FILE", nargs="?", help="else the server's own")
+    again = inner.add("reload", reload, "let the server read it anew", "uml config reload")
+    for one in (compared, again):
+        json_option(one)
+        remote_options(one)
 
 
 def show(args: argparse.Namespace) -> int:
@@ -52,13 +61,58 @@ def show(args: argparse.Namespace) -> int:
 
 
 def check_file(args: argparse.Namespace) -> int:
+    from uml.plugins.loader import load_specs
+    from uml.supervisor.checks import check, doubts
+
     config = remote.load(args.file)
+    check(config)
+    with remote.registry(config) as registry:
+        found = doubts(config, registry, load_specs(config.home))
     where = str(config.path) if config.path else "no file, the defaults"
     if args.json:
-        output.print_json({"path": config.path, "ok": True})
-    else:
-        output.say(f"{where}: right")
+        output.print_json({"path": config.path, "ok": True, "doubts": found})
+        return 0
+    output.say(f"{where}: right")
+    for doubt in found:
+        output.note(f"warning: {doubt}")
     return 0
+
+
+def diff(args: argparse.Namespace) -> int:
+    text = Path(args.file).read_text(encoding="utf-8") if args.file else None
+    return _told(args, remote.connect(args).reload_config(dry_run=True, toml=text))
+
+
+def reload(args: argparse.Namespace) -> int:
+    return _told(args, remote.connect(args).reload_config())
+
+
+def _told(args: argparse.Namespace, found: Mapping[str, Any]) -> int:
+    if args.json:
+        output.print_json(found)
+        return 0
+    changes = found.get("changes") or []
+    if not changes:
+        output.note("no difference: what is in force is what the configuration says")
+        return 0
+    rows: list[list[Cell | str]] = [
+        [c["key"], Cell(_text(c["old"]), "dim"), Cell(_text(c["new"]), "bold"), _effect(c)]
+        for c in changes
+    ]
+    output.table(("KEY", "OLD", "NEW", "TAKES EFFECT"), rows)
+    for restart in found.get("restarts") or []:
+        busy = restart.get("busy")
+        after = f" after {words.plural(busy, 'running answer')}" if busy else ""
+        verb = "is loaded again" if found.get("applied") else "would be loaded again"
+        output.say(f"{restart['model']} {verb}{after}: {', '.join(restart['because'])}")
+    return 0
+
+
+def _effect(change: Mapping[str, Any]) -> str:
+    if change["takes"] == "now":
+        return "at once"
+    what = "the model's next load" if change["key"].startswith("models.") else "the next start"
+    return f"with {what}"
 
 
 def _values(config: Config) -> list[tuple[str, Any, str]]:

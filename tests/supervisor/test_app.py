@@ -33,7 +33,7 @@ package.__path__ = [{str(CHECKOUT)!r}]
 sys.modules["uml"] = package
 from uml.supervisor.app import serve
 from uml.supervisor.config import load_config
-sys.exit(serve(load_config()))
+sys.exit(serve(load_config(), reread=lambda text: load_config(text=text)))
 """
 
 
@@ -157,6 +157,21 @@ def test_second_signal_cuts_running_answers_at_once(tmp_path: Path) -> None:
         assert '"error"' in rest.strip().splitlines()[-1] and "[DONE]" not in rest
         assert server.popen.wait(10) == 0
         assert gone(tree)
+
+
+def test_hang_up_reloads_and_a_bad_file_ends_nothing(tmp_path: Path) -> None:
+    with process(tmp_path) as server:
+        (tmp_path / "uml.toml").write_text("drain = 7\nlog_format = 'json'\n")
+        for text, event in (("", "config.reloaded"), ("drain = soon\n", "config.refused")):
+            if text:
+                (tmp_path / "uml.toml").write_text(text)
+            server.popen.send_signal(signal.SIGHUP)
+            deadline = time.monotonic() + 10
+            while not any(event in line and "SIGHUP" in line for line in server.lines):
+                assert time.monotonic() < deadline, server.lines
+                time.sleep(0.02)
+        assert server.ask("GET", "/health").status == 200
+        assert server.lines[-1].startswith("{"), "the log is JSON now"
 
 
 def test_drain_ends_after_its_time(tmp_path: Path) -> None:

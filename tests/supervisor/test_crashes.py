@@ -156,7 +156,7 @@ async def test_failed_model_says_why_with_the_end_of_its_stderr(tmp_path: Path) 
                 break
             except LoadFailed:
                 pass
-        await until(lambda: not h.pool.status()["workers"])
+        await until(lambda: h.pool.status()["failed"][0]["report"])
         (failed,) = h.pool.status()["failed"]
         assert failed["model"] == "a" and failed["state"] == "failed"
         assert "137" in failed["cause"] and failed["stderr"][-1] == "about to crash"

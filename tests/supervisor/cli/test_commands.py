@@ -412,3 +412,51 @@ def test_a_bug_is_one_line_unless_asked(
     assert main(["ps"]) == 1
     loud = capsys.readouterr().err
     assert "Traceback" not in quiet and "Traceback" in loud
+
+
+CHANGES = {
+    "path": "/etc/uml.toml",
+    "changes": [
+        {"key": "keep_alive", "old": 300.0, "new": 600.0, "takes": "now"},
+        {"key": "port", "old": 1, "new": 2, "takes": "start"},
+        {"key": 'models."tiny".n_ctx', "old": None, "new": 512, "takes": "start"},
+    ],
+    "restarts": [{"model": "tiny", "because": ["n_ctx"], "busy": 2}],
+}
+
+
+def test_config_diff_says_what_a_reload_would_do(stub: Stub, uml: Uml) -> None:
+    stub.routes["POST /config/reload"] = CHANGES | {"applied": False}
+    code, out, _ = uml("config", "diff")
+    assert code == 0 and stub.bodies("POST /config/reload") == [{"dry_run": True}]
+    rows = {line.split()[0]: line for line in out.splitlines()}
+    assert rows["keep_alive"].split()[1:3] == ["300", "600"] and "at once" in rows["keep_alive"]
+    assert "with the next start" in rows["port"]
+    assert "with the model's next load" in rows['models."tiny".n_ctx']
+    assert "tiny would be loaded again after 2 running answers: n_ctx" in out
+
+
+def test_config_diff_of_another_file_sends_its_text(stub: Stub, uml: Uml, tmp_path: Path) -> None:
+    stub.routes["POST /config/reload"] = CHANGES | {"applied": False}
+    (tmp_path / "new.toml").write_text("port = 2")
+    assert uml("config", "diff", str(tmp_path / "new.toml"))[0] == 0
+    assert stub.bodies("POST /config/reload") == [{"dry_run": True, "toml": "port = 2"}]
+    code, _, err = uml("config", "diff", "nowhere.toml")
+    assert code == 1 and "nowhere.toml" in err
+
+
+def test_config_reload_does_it(stub: Stub, uml: Uml) -> None:
+    stub.routes["POST /config/reload"] = CHANGES | {"applied": True}
+    code, out, _ = uml("config", "reload")
+    assert code == 0 and stub.bodies("POST /config/reload") == [{}]
+    assert "tiny is loaded again" in out
+    stub.routes["POST /config/reload"] = {"changes": [], "restarts": [], "applied": True}
+    code, out, err = uml("config", "reload")
+    assert (code, out) == (0, "") and "no difference" in err
+
+
+def test_config_reload_of_a_bad_file_says_why(stub: Stub, uml: Uml) -> None:
+    wrong = {"code": "invalid_config", "message": "prt is not a key; did you mean port?"}
+    stub.routes["POST /config/reload"] = (400, {"error": wrong})
+    code, _, err = uml("config", "reload")
+    assert code == 1 and "did you mean port?" in err

@@ -153,6 +153,18 @@ def test_config_check_names_the_wrong_key(
     assert err.startswith("error: prot is not a key; did you mean port?")
 
 
+def test_config_check_doubts_names_and_refuses_what_cannot_be_served(
+    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "some.toml"
+    file.write_text('preload = ["nobody"]')
+    code, out, err = run(capsys, "config", "check", str(file))
+    assert code == 0 and "right" in out and "no model here is called nobody" in err
+    file.write_text("[models.a]\nsampling = {temprature = 1}")
+    code, _, err = run(capsys, "config", "check", str(file))
+    assert code == 1 and "temprature" in err
+
+
 def test_a_wrong_configuration_stops_no_doctor(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

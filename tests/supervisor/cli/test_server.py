@@ -18,7 +18,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The configurations that the server would have been started with."""
     found: list[Any] = []
 
-    def serve(config: Any, *, headless: bool = False) -> int:
+    def serve(config: Any, *, headless: bool = False, reread: Any = None) -> int:
+        assert reread(None) == config
         found.append((config, headless))
         return 0
 
