@@ -11,6 +11,7 @@ from uml.supervisor.config import (
     Config,
     ConfigError,
     ModelConfig,
+    Takes,
     cache_dir,
     home_dir,
     is_loopback,
@@ -198,3 +199,14 @@ def test_documented_defaults_are_the_defaults(tmp_path: Path) -> None:
 
 def test_example_as_it_stands_changes_nothing(tmp_path: Path) -> None:
     assert tomllib.loads(EXAMPLE.read_text()) == {}
+
+
+def test_operations_say_when_a_changed_setting_takes_effect() -> None:
+    text = (EXAMPLE.parent / "operations.md").read_text(encoding="utf-8")
+    section = text.partition("## A new configuration")[2].partition("\n## ")[0]
+    start, _, load = section.partition("- With a new load of the model")
+    start = start.partition("- Only with the next start of the server")[2]
+    load = load.partition("\n- ")[0]
+    for cls, said in ((Config, start), (ModelConfig, load)):
+        waits = {k for k, f in keys(cls).items() if f.metadata["takes"] is Takes.START}
+        assert set(re.findall(r"`(\w+)`", said)) == waits - {"models"}
