@@ -113,6 +113,8 @@ class Supervisor:
 
     def reload(self, cause: str) -> None:
         """Take the configuration in anew; what is wrong with it is told as an event."""
+        if self.gateway.stopping:
+            return
         with contextlib.suppress(ConfigError):
             self._reloading.reload(cause)
 
