@@ -13,15 +13,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from uml.protocol import WIRE_VERSION, messages
-from uml.protocol.errors import (
-    Cancelled,
-    LoadFailed,
-    ProtocolError,
-    UmlError,
-    WorkerDied,
-    from_wire,
-)
+from uml.protocol import messages
+from uml.protocol.errors import Cancelled, UmlError, WorkerDied
 from uml.protocol.models import BackendSpec
 from uml.supervisor import states
 from uml.supervisor.breaker import Failing
@@ -32,6 +25,7 @@ from uml.supervisor.crashes import Crashes
 from uml.supervisor.crew import Crew
 from uml.supervisor.events import Events
 from uml.supervisor.footprints import Footprints
+from uml.supervisor.hearing import Hearing
 from uml.supervisor.keeper import Keeper
 from uml.supervisor.machine import Machine
 from uml.supervisor.needs import Needs
@@ -40,7 +34,7 @@ from uml.supervisor.scheduler import Scheduler
 from uml.supervisor.serving import Serving
 from uml.supervisor.states import State
 from uml.supervisor.usage import Usage
-from uml.supervisor.watch import Vital, Watch
+from uml.supervisor.watch import Watch
 from uml.supervisor.worker import Worker
 
 if TYPE_CHECKING:
@@ -88,6 +82,7 @@ class Pool:
         self.serving = Serving(self, self._needs, environments, registry, self._ignores_cancel)
         self.commands = Commands(self, self._needs, environments, registry)
         self._calls = self.serving.calls
+        self.hearing = Hearing(self, registry)
         self.usage = Usage(config.home / "registry.sqlite", self.now)
         self.keeper = Keeper(self, registry)
         self._crashes = Crashes(self)
@@ -209,7 +204,7 @@ class Pool:
 
     def _spawn(self, action: states.Spawn) -> None:
         try:
-            self.crew.spawn(action.worker, self._specs[action.backend], self)
+            self.crew.spawn(action.worker, self._specs[action.backend], self.hearing)
         except UmlError as e:
             self.feed(self.scheduler.on_failed(action.worker, e, self.now()))
             return
@@ -261,93 +256,7 @@ class Pool:
         if error and model:
             self.keeper.failed(model, error)
 
-    # --- what workers say (Listener) -------------------------------------------------------
-
-    def on_chunks(self, worker: Worker, items: list[Any]) -> None:
-        vital = self.crew.vitals.get(worker.id)
-        if vital:
-            vital.moved_at = worker.heard_at
-            vital.pieces += len(items)
-        self._calls.on_chunks(items)
-
-    def on_message(self, worker: Worker, message: messages.Message) -> None:
-        vital = self.crew.vitals.get(worker.id)
-        if vital is None:
-            return
-        match message:
-            case messages.Done():
-                vital.answered += 1
-                if self.footprints.due(worker.id):
-                    self.look_at_footprint(worker.id)
-                self._calls.on_message(message)
-            case messages.Beat():
-                vital.beat(message, self.now())
-            case messages.Hello():
-                if message.protocol[:1] != [WIRE_VERSION[0]]:
-                    raise ProtocolError(f"speaks version {message.protocol}, we {WIRE_VERSION}")
-                vital.hello_at = vital.moved_at = self.now()
-                vital.versions = message.versions
-                self.measure()
-                self.feed(self.scheduler.on_hello(worker.id, self.now()))
-            case messages.Progress():
-                vital.stage, vital.fraction = message.stage, message.fraction
-                vital.moved_at = self.now()
-                state = self.scheduler.workers.get(worker.id)
-                if state and state.model:
-                    self.serving.tell(state.model)
-            case messages.Ready():
-                self._ready(worker, vital, message)
-            case messages.Error() if message.id:
-                self._calls.on_message(message)
-            case messages.Error():
-                self.failed(worker.id, from_wire(message.error))
-            case messages.Log():
-                level = message.level if message.level in ("debug", "warning", "error") else "info"
-                fields = {"worker": worker.id} | message.fields
-                self._events.emit(f"worker.{message.event}", level, **fields)
-
-    def _ready(self, worker: Worker, vital: Vital, ready: messages.Ready) -> None:
-        now = self.now()
-        vital.ready_at, vital.facts = now, ready.facts
-        vital.reported = ready.memory
-        state = self.scheduler.workers.get(worker.id)
-        if state and state.need and vital.load_started:
-            seconds = round(now - vital.load_started, 3)
-            vital.load_s = seconds
-            self._registry.record_load(state.need.model, seconds)
-            self.usage.loaded(state.need.model, seconds)
-            need, model = state.need, self.serving.models[state.need.model]
-            held = self.crew.footprint(worker.id, self.scheduler.budget.devices)
-            self.footprints.begin(worker.id, model.content_hash, need.backend, need.options, held)
-            self._events.emit(
-                "worker.ready", worker=worker.id, model=state.need.model, load_s=seconds
-            )
-        self.measure()
-        self.feed(self.scheduler.on_ready(worker.id, ready.slots, now))
-        self.conversations.prune()
-
-    def look_at_footprint(self, worker_id: str) -> None:
-        """Is it at its peak?"""
-        vital, state = self.crew.vitals.get(worker_id), self.scheduler.workers.get(worker_id)
-        if vital and state and self.footprints.lives(worker_id):
-            held = self.crew.footprint(worker_id, self.scheduler.budget.devices)
-            self.footprints.look(worker_id, held)
-            vital.looked_after = vital.answered
-            self.pressure.note(worker_id, vital.answered, len(state.busy), held)
-
-    def on_exit(self, worker: Worker, how: str) -> None:
-        state = self.scheduler.workers.get(worker.id)
-        if state is None or state.state is State.KILLING:
-            return
-        name = state.model or f"the {state.backend} backend"
-        error: UmlError
-        if state.state in (State.READY, State.DRAINING):
-            error = WorkerDied(f"the worker of {name} {how}")
-        else:
-            tail = worker.log.tail(5)
-            last = f"; its last lines: {' | '.join(tail)}" if tail else ""
-            error = LoadFailed(f"loading {name} failed: the worker {how}{last}")
-        self.failed(worker.id, error, died=True)
+    # --- ending ----------------------------------------------------------------------------
 
     def failed(self, worker_id: str, error: UmlError, *, died: bool = False) -> None:
         """A worker is of no use any more: end its calls with `error` and kill it. died: it did not
@@ -401,6 +310,15 @@ class Pool:
         devices = self._machine.snapshot()
         self.pressure.measured(devices)
         self.feed(self.scheduler.on_measured(devices, resident, self.now()))
+
+    def look_at_footprint(self, worker_id: str) -> None:
+        """Is it at its peak?"""
+        vital, state = self.crew.vitals.get(worker_id), self.scheduler.workers.get(worker_id)
+        if vital and state and self.footprints.lives(worker_id):
+            held = self.crew.footprint(worker_id, self.scheduler.budget.devices)
+            self.footprints.look(worker_id, held)
+            vital.looked_after = vital.answered
+            self.pressure.note(worker_id, vital.answered, len(state.busy), held)
 
     def look_at_residue(self) -> None:
         """Bytes that had not come back may have meanwhile."""

@@ -188,9 +188,9 @@ async def test_worker_that_dies_between_the_grant_and_the_request_costs_no_reque
         await until(lambda: state.state == "loading")
         worker = h.pool.crew.workers[state.id]
         # As when the exit and the last word come out of one look at the pipes.
-        h.pool.on_message(worker, messages.Ready(slots=4))
+        h.pool.hearing.on_message(worker, messages.Ready(slots=4))
         assert state.busy, "it was granted"
-        h.pool.on_exit(worker, "was killed by SIGKILL")
+        h.pool.hearing.on_exit(worker, "was killed by SIGKILL")
         assert (await waiting).text.startswith("a ")
         assert (await loading)["state"] == "ready"
 
