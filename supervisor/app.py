@@ -152,7 +152,8 @@ async def run(
     loop, gateway = asyncio.get_running_loop(), supervisor.gateway
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, _told_to_end, gateway)
-    loop.add_signal_handler(signal.SIGHUP, _hung_up, supervisor, _has_terminal())
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup
+    loop.add_signal_handler(signal.SIGHUP, _hung_up, supervisor, _has_terminal() and not ignored)
     _raise_file_limit()
     try:
         announce(await supervisor.start())
@@ -182,9 +183,9 @@ def _told_to_end(gateway: Gateway) -> None:
     gateway.stop.set()
 
 
-def _hung_up(supervisor: Supervisor, had_terminal: bool) -> None:
-    """SIGHUP: reload, or, when our terminal was closed, end."""
-    if had_terminal and not _has_terminal():
+def _hung_up(supervisor: Supervisor, with_terminal: bool) -> None:
+    """SIGHUP: reload, or, when the terminal that we live with was closed, end."""
+    if with_terminal and not _has_terminal():
         supervisor.gateway.stop.set()
     else:
         supervisor.reload("SIGHUP")

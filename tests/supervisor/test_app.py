@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +41,11 @@ sys.exit(serve(load_config(), reread=lambda text: load_config(text=text)))
 
 
 class Process:
-    """A supervisor of its own. lines: what it wrote to stderr."""
+    """A supervisor of its own. begin: run in its process first. lines: what it wrote to stderr."""
 
-    def __init__(self, home: Path, **settings: str) -> None:
+    def __init__(
+        self, home: Path, begin: Callable[[], None] | None = None, **settings: str
+    ) -> None:
         passed = {k: os.environ[k] for k in ("PATH", "HOME", "LANG") if k in os.environ}
         given = {"home": str(home), "port": "0", "scan_default_stores": "false"} | settings
         env = passed | {f"UML_{k.upper()}": v for k, v in given.items()}
@@ -51,6 +56,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=begin,
         )
         self.lines: list[str] = []
         self._connections: list[http.client.HTTPConnection] = []
@@ -102,9 +108,11 @@ class Process:
 
 
 @contextlib.contextmanager
-def process(home: Path, **settings: str) -> Iterator[Process]:
+def process(
+    home: Path, begin: Callable[[], None] | None = None, **settings: str
+) -> Iterator[Process]:
     put_model(home, "alpha")
-    started = Process(home, **settings)
+    started = Process(home, begin, **settings)
     try:
         yield started
     finally:
@@ -172,6 +180,31 @@ def test_hang_up_reloads_and_a_bad_file_ends_nothing(tmp_path: Path) -> None:
                 time.sleep(0.02)
         assert server.ask("GET", "/health").status == 200
         assert server.lines[-1].startswith("{"), "the log is JSON now"
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_closing_its_terminal_ends_a_server_unless_nohup_forbids(
+    tmp_path: Path, nohup: bool
+) -> None:
+    master, slave = pty.openpty()
+
+    def begin() -> None:
+        os.setsid()
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+        if nohup:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    with process(tmp_path, begin) as server:
+        os.close(slave)
+        os.close(master)
+        if nohup:
+            deadline = time.monotonic() + 10
+            while not any("config.reloaded" in line for line in server.lines):
+                assert time.monotonic() < deadline, server.lines
+                time.sleep(0.02)
+            assert server.ask("GET", "/health").status == 200
+        else:
+            assert server.popen.wait(10) == 0
 
 
 def test_drain_ends_after_its_time(tmp_path: Path) -> None:
