@@ -3,7 +3,7 @@
 PYTHON ?= python3
 TOOLS ?= .venv/bin
 
-.PHONY: test fast lint format types bench soak simulate serve wheel tools clean
+.PHONY: test fast lint format types bench soak soak-engine simulate serve wheel tools clean
 
 test: ## everything, with real models
 	./run.py test
@@ -22,6 +22,9 @@ soak: ## 500 swaps with kills, fake and real, into docs/reliability.md; SOAK="--
 
 simulate: tools ## SIMULATE="--only house --requests 50000": the scheduler in numbers
 	$(TOOLS)/python -m tests.simulation --plot docs/scheduling.svg $(SIMULATE)
+
+soak-engine: ## 30 minutes of a mixed load on one model; SOAK="--minutes 10 --write-docs"
+	./run.py test --soak-engine $(SOAK)
 
 $(TOOLS)/ruff: setup.cfg
 	$(PYTHON) -m venv .venv

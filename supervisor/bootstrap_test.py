@@ -18,14 +18,20 @@ from uml.supervisor.pull import pull
 USAGE = """usage: ./run.py test [--fast] [pytest arguments]
        ./run.py test --bench [arguments of the benchmarks; --help lists them]
        ./run.py test --soak [arguments of the long selftest; --help lists them]
+       ./run.py test --soak-engine [arguments of the long mixed load; --help lists them]
 
 Sets up what the tests need (an environment, the llama_cpp backend, three real models; all kept
 for the next time) and runs them. --fast leaves out the backend, the models and their tests;
---bench measures speed instead of testing; --soak swaps and kills for half an hour.
+--bench measures speed instead of testing; --soak swaps and kills, and --soak-engine keeps one model
+busy with everything at once, for half an hour each.
 Example: ./run.py test --fast -k scheduler
 """
 #: What runs instead of pytest.
-_OTHERS = {"--bench": "tests.benchmarks", "--soak": "tests.soak"}
+_OTHERS = {
+    "--bench": "tests.benchmarks",
+    "--soak": "tests.soak",
+    "--soak-engine": "tests.benchmarks.mixed",
+}
 #: Real models the tests use: file name -> where it comes from. The first one is enough to prove
 #: the backend, and the second is made with the backend's numpy.
 MODELS = {
