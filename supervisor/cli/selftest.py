@@ -36,7 +36,9 @@ def register(commands: Commands) -> None:
     parser.add_argument(
         "models", metavar="MODEL", nargs="*", help="two models (else the two smallest)"
     )
-    parser.add_argument("--swaps", metavar="N", type=whole(1, 100_000), default=20)
+    parser.add_argument(
+        "--swaps", metavar="N", type=whole(1, 100_000), default=20, help="how many (20)"
+    )
     parser.add_argument(
         "--for",
         metavar="TIME",
@@ -138,8 +140,7 @@ def _questions(config: Config, args: argparse.Namespace) -> dict[str, list[Quest
     found = _able(config, args.models)
     if len(found) < 2:
         raise Failure(
-            f"a swap needs two models that can answer, here {words.plural(len(found), 'is')[2:]} "
-            f"{len(found)}",
+            f"a swap needs two models that can answer; found here: {', '.join(found) or 'none'}",
             "`uml pull starter/embed` fetches a small one; --fake needs none",
         )
     return found

@@ -64,7 +64,8 @@ def test_one_model_is_too_few_and_the_hint_says_what_to_do(tmp_path: Path) -> No
     fake_model(tmp_path / "home", "only")
     done = selftest(tmp_path / "home", UML_SCAN_DEFAULT_STORES="false")
     assert done.returncode == 1
-    assert "needs two models" in done.stderr and "pull starter/embed" in done.stderr
+    assert "needs two models that can answer; found here: only" in done.stderr
+    assert "pull starter/embed" in done.stderr
 
 
 def test_device_that_keeps_its_bytes_is_found_out(
