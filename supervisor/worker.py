@@ -29,7 +29,9 @@ from uml.protocol.errors import ProtocolError
 from uml.supervisor import tree
 from uml.supervisor.worker_log import WorkerLog
 
-_READ = 256 * 1024
+#: What is read at once. One place for all workers, as none of it is kept there: a new buffer for
+#: each read would be mapped from the kernel and given back, which is half of a short read's cost.
+_INCOMING = memoryview(bytearray(256 * 1024))
 #: From the supervisor's own environment a worker gets these and nothing else: no secrets.
 _PASSED = frozenset(("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR"))
 #: ... and what finds accelerators and their libraries.
@@ -213,19 +215,19 @@ class Worker:
 
     def _readable(self) -> None:
         try:
-            data = self._socket.recv(_READ)
+            count = self._socket.recv_into(_INCOMING)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
+            count = 0
+        if not count:
             # Its pipe is closed, so it is of no use, whether it still runs or not.
             self._loop.remove_reader(self._socket.fileno())
             self._loop.call_later(0.2, self._lost, "closed its pipe")
             return
         self.heard_at = time.monotonic()
         try:
-            for data_map in self._decoder.feed(data):
+            for data_map in self._decoder.feed(_INCOMING[:count]):
                 if data_map.get("t") == "chunks":
                     self._listener.on_chunks(self, data_map["items"])
                 else:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -20,8 +21,12 @@ from uml.supervisor.figures import percentile
 
 #: Streams, tokens of each, and the pause between two steps: 3,200 tokens a second.
 _STREAMS, _TOKENS, _STEP_S = 64, 200, 0.02
-#: Every request with a pace of its own, so that hardly two tokens come in one frame.
-_OUT_OF_STEP = "slow=0.0{}"
+#: How the streams go: as a batching engine's do; each at a pace of its own, so that hardly two
+#: tokens come in one frame.
+_PACES: dict[str, Callable[[int], float]] = {
+    "": lambda i: _STEP_S,
+    ", each at its own pace": lambda i: _STEP_S * (1 + i / (10 * _STREAMS)),
+}
 _TINY = 300
 _OPEN = 500
 
@@ -37,19 +42,27 @@ async def gateway(run: Run) -> None:
             async with bench.client() as session:
                 paced, quick, slow = (as_server(s, m) for m in ("paced", "quick", "slow"))
                 for number in range(run.rounds):
-                    await run.measure(
-                        f"{_STREAMS} streams", "uml", number, _per_token(session, s, paced)
-                    )
+                    for case, pace in _PACES.items():
+                        cost = _per_token(session, s, paced, pace)
+                        await run.measure(f"{_STREAMS} streams{case}", "uml", number, cost)
                     await run.measure("tiny request", "uml", number, _tiny(session, quick))
                 await run.measure(f"{_OPEN} open streams", "uml", 0, _open(session, s, slow))
+
+
+def _slow(step_s: float) -> list[dict[str, str]]:
+    """What makes the fake backend wait this long before each token."""
+    return [{"role": "user", "content": f"slow={step_s:.5f}"}]
 
 
 def _cpu_s(s: Serving) -> dict[int, float]:
     return {p.pid: p.cpu_times().user + p.cpu_times().system for p in s.tree()}
 
 
-async def _per_token(session: aiohttp.ClientSession, s: Serving, server: Server) -> Figures:
-    """Microseconds of CPU per token, from when all streams run until the first one ends."""
+async def _per_token(
+    session: aiohttp.ClientSession, s: Serving, server: Server, pace: Callable[[int], float]
+) -> Figures:
+    """Microseconds of CPU per token, from when all streams run until the first one ends. pace:
+    seconds per token of each stream."""
     heard = 0
     running = asyncio.Event()
 
@@ -60,8 +73,10 @@ async def _per_token(session: aiohttp.ClientSession, s: Serving, server: Server)
             running.set()
 
     asks = [
-        asyncio.ensure_future(bench.stream(session, server, _TOKENS, 6, heard=hear))
-        for _ in range(_STREAMS)
+        asyncio.ensure_future(
+            bench.stream(session, server, _TOKENS, messages=_slow(pace(i)), heard=hear)
+        )
+        for i in range(_STREAMS)
     ]
     await running.wait()
     before, first = _cpu_s(s), heard
