@@ -7,14 +7,12 @@ import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import llama_cpp.llama_cpp as lib
 
 from uml.protocol.errors import InvalidModel, LoadFailed
 from uml.protocol.messages import Load
-from uml.workers.backends.llama_cpp.batch import Batch
-from uml.workers.backends.llama_cpp.context import Context
 from uml.workers.backends.llama_cpp.layout import Layouts
 from uml.workers.backends.llama_cpp.log import Log
 from uml.workers.backends.llama_cpp.options import (
@@ -27,15 +25,19 @@ from uml.workers.backends.llama_cpp.options import (
 from uml.workers.backends.llama_cpp.plan import Pace
 from uml.workers.backends.llama_cpp.vocab import Vocab
 
+if TYPE_CHECKING:
+    from uml.workers.backends.llama_cpp.context import Context
+
 Progress = Callable[[str, "float | None"], None]
-#: Prompt tokens of the warm-up: enough to tell how fast prompts are.
-_WARM = 16
+#: A prompt's token takes about this part of the time of the very first one, which also reads the
+#: weights: measured 7 to 14 on 2 cores.
+_FASTER = 8
 
 
 @dataclass
 class Loaded:
     """embedding: makes vectors instead of text; scores: one number instead of a vector (a
-    reranker). pace: of prompts, measured once."""
+    reranker). pace: of prompts, a first guess."""
 
     model: Any
     context: Context
@@ -62,6 +64,9 @@ def load(request: Load, log: Log, progress: Progress) -> Loaded:
         raise InvalidModel(f"{arch} models (encoder and decoder) are not supported")
     options = read(request.options, trained, embedding=embedding)
     progress("context", None)
+    # Not before: these two want numpy, which comes in beside the weights (`library.bring`).
+    from uml.workers.backends.llama_cpp.context import Context
+
     context = Context(
         model,
         _params(options, request, embedding, pooling),
@@ -185,23 +190,24 @@ def _elastic(model: Any, options: Options, embedding: bool) -> bool:
 
 
 def _warm_up(context: Context, vocab: Vocab, options: Options, embedding: bool) -> Pace:
-    """Decode one token, then a few: a library built for another processor dies here and not in
-    somebody's request. Also reads the weights from disk."""
-    batch, pace = Batch(_WARM), Pace()
-    for count in (1, min(_WARM, options.n_ctx)):
-        batch.clear()
-        token = max(vocab.bos, 0)
-        batch.run([token] * count, 0, 0, output=True, every=embedding)
-        begin = time.monotonic()
-        if status := lib.llama_decode(context.handle, batch.c):
-            raise LoadFailed(f"the model loads but does not decode (status {status})")
-        lib.llama_synchronize(context.handle)
-        pace.rate = count / max(time.monotonic() - begin, 1e-6)
-        if count == 1 and context.layout.column and not context.portable():
-            context.layouts = Layouts(options.kv_cells, options.slots, elastic=False)
-            context.move(context.layouts.pool)
-        if context.memory:
-            lib.llama_memory_clear(context.memory, True)
+    """Decode one token: a library built for another processor dies here and not in somebody's
+    request. Also reads the weights from disk. How fast prompts are is guessed from it: to measure
+    that with a few more tokens would hold up the first answer by 0.1 s, and the first step of the
+    first prompt tells it as well."""
+    from uml.workers.backends.llama_cpp.batch import Batch
+
+    batch, pace = Batch(1), Pace()
+    batch.run([max(vocab.bos, 0)], 0, 0, output=True, every=embedding)
+    begin = time.monotonic()
+    if status := lib.llama_decode(context.handle, batch.c):
+        raise LoadFailed(f"the model loads but does not decode (status {status})")
+    lib.llama_synchronize(context.handle)
+    pace.rate = _FASTER / max(time.monotonic() - begin, 1e-6)
+    if context.layout.column and not context.portable():
+        context.layouts = Layouts(options.kv_cells, options.slots, elastic=False)
+        context.move(context.layouts.pool)
+    if context.memory:
+        lib.llama_memory_clear(context.memory, True)
     return pace
 
 

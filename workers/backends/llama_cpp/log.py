@@ -10,7 +10,7 @@ from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
-_WARNING, _ERROR, _CONTINUED = 3, 4, 5
+_DEBUG, _WARNING, _ERROR, _CONTINUED = 1, 3, 4, 5
 #: "load_tensors:   CPU_Mapped model buffer size =    92.09 MiB"
 _BUFFER = re.compile(r":\s+(\S+)\s+(model|KV|RS|compute|output)\s+buffer size\s*=\s*([\d.]+) MiB")
 #: Buffers on devices; "CUDA_Host" is RAM.
@@ -49,6 +49,8 @@ class Log:
     def _take(self, level: int, text: bytes, _: Any) -> None:
         level = self._level if level == _CONTINUED else level
         self._level = level
+        if level == _DEBUG:  # two thousand lines of a load
+            return
         line = text.decode("utf-8", "replace")
         if level in (_WARNING, _ERROR):
             sys.stderr.write(line)
