@@ -110,6 +110,7 @@ class Pool:
         await self._all_gone(None)
         if self._kills:  # what is left of them is to be written
             await asyncio.wait(self._kills.values())
+        await self.serving.read_ahead.close()
         self._watch.stop()
         await self.usage.close()
         for timer in self._timers.values():

@@ -17,6 +17,7 @@ from uml.protocol import messages
 from uml.protocol.errors import Quarantined, Stalled, TaskNotSupported, UmlError, WorkerDied
 from uml.protocol.tasks import Generate, Task
 from uml.supervisor.calls import Calls, Sink
+from uml.supervisor.readahead import ReadAhead
 from uml.supervisor.states import Need, State
 from uml.supervisor.usage import Request
 from uml.supervisor.worker import Worker
@@ -57,6 +58,7 @@ class Serving:
         self._pool, self._needs, self._environments = pool, needs, environments
         self._registry = registry
         self.calls = Calls(ignored)
+        self.read_ahead = ReadAhead()
         #: As they were when they were last asked for.
         self.models: dict[str, Model] = {}
         self._waiting: dict[int, _Waiting] = {}
@@ -178,6 +180,9 @@ class Serving:
             )
             if not waiting.granted.done():
                 self.tell(model.id, last=True)
+                if serving is None and pool.scheduler.line(model.id) == [request]:
+                    room = pool.machine.snapshot()[0].free_bytes
+                    self.read_ahead.begin(model.file.paths, room)
             return request, pool.crew.workers[await waiting.granted]
         except asyncio.CancelledError:
             granted = waiting.granted
