@@ -206,18 +206,28 @@ def delays(done: Sequence[Stream]) -> Figures:
 
 async def first_token(session: aiohttp.ClientSession, server: Server) -> float:
     """Seconds from asking to the first token. Raises: Unavailable."""
+    return (await _whole(session, server)).first_s
+
+
+async def _whole(session: aiohttp.ClientSession, server: Server) -> Stream:
+    """A short answer. Raises: Unavailable."""
     found = await stream(session, server, 8)
     if found.error:
         raise Unavailable(f"{server.name}: {server.model}: {found.error}")
-    return found.first_s
+    return found
 
 
 async def change(session: aiohttp.ClientSession, asked: Server) -> Figures:
-    """The first token of a model that is not loaded, then of the same when it is.
-    Raises: Unavailable."""
-    changed = await first_token(session, asked)
-    loaded = await first_token(session, asked)
-    return {"first_s": changed, "loaded_first_s": loaded, "per_loaded": changed / loaded}
+    """The first token of a model that is not loaded, then of the same when it is; how much longer
+    that, and the whole short answer, takes. Raises: Unavailable."""
+    changed = await _whole(session, asked)
+    loaded = await _whole(session, asked)
+    return {
+        "first_s": changed.first_s,
+        "loaded_first_s": loaded.first_s,
+        "per_loaded": changed.first_s / loaded.first_s,
+        "whole_per_loaded": changed.total_s / loaded.total_s,
+    }
 
 
 async def thrash(

@@ -34,6 +34,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "first_s",
         "loaded_first_s",
         "per_loaded",
+        "whole_per_loaded",
         "release_p50_s",
         "release_p99_s",
         "verified",

@@ -16,8 +16,8 @@ from uml.supervisor.figures import percentile
 
 #: Seconds of each load of `thrash`.
 _SECONDS = 20.0
-#: A standby is started this long after the last change, so asking earlier would miss it.
-_PAUSE_S = 2.5
+#: A standby is started a second after the last change, so asking earlier would miss it.
+_PAUSE_S = 2.0
 
 
 @contextlib.contextmanager
