@@ -105,10 +105,7 @@ BARS = [
     Bar("swap", "A to B", "first_s", "", at_most=0.73, unit=" s (0.4x llama-swap)"),
     Bar("swap", "A to B", "per_loaded", "", at_most=1.6, ours=STANDBY),
     Bar("swap", "A to B", "whole_per_loaded", "", at_most=1.6, ours=STANDBY),
-    *(
-        Bar("gateway", case, "total_us", "", at_most=50, unit=" µs")
-        for case in ("64 streams", "64 streams, each at its own pace")
-    ),
+    Bar("gateway", "64 streams", "total_us", "", at_most=50, unit=" µs"),
     Bar("gateway", "tiny request", "p50_s", "", at_most=2, scale=1000, unit=" ms"),
     Bar("gateway", "500 open streams", "rss_mb", "", at_most=90, unit=" MB"),
 ]
