@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from uml.plugins.hooks import Registry
 from uml.protocol.models import BackendSpec
 
@@ -77,9 +79,14 @@ FAKE = BackendSpec(
 )
 
 
+#: Takes real memory of an NVIDIA device, where there is one.
+FAKE_CUDA = dataclasses.replace(FAKE, name="fake_cuda", devices=("cuda",), priority=-1)
+
+
 def register(registry: Registry) -> None:
     """Called by the loader, like any plugin's."""
     registry.backend(LLAMA_CPP)
     registry.backend(WHISPER_CPP)
     registry.backend(PIPER)
     registry.backend(FAKE)
+    registry.backend(FAKE_CUDA)

@@ -97,7 +97,7 @@ class Commands:
     ) -> dict[str, Any]:
         """What a load or swap would do, without doing it."""
         self._pool.measure()
-        need = self._needs.need(model, None, options)
+        need, sized = self._needs.need(model, None, options), self._needs.size(model, options)
         fits, victims, why = self._pool.scheduler.plan(need, swap=swap)
         return {
             "model": model.id,
@@ -106,4 +106,6 @@ class Commands:
             "victims": victims,
             "load_s": self._registry.load_seconds(model.id),
             "reason": why or need.arithmetic,
+            "place": sized.placed.reason,
+            "chosen": sized.why,
         }

@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uml.protocol.errors import LoadFailed
 from uml.protocol.models import BackendSpec
-from uml.supervisor import tree
+from uml.supervisor import segments, tree
 from uml.supervisor.budget import Bytes
 from uml.supervisor.events import Events, Feed
 from uml.supervisor.footprints import ram_of
-from uml.supervisor.ledger import Ledger
-from uml.supervisor.machine import Machine
+from uml.supervisor.ledger import Ledger, Tree
+from uml.supervisor.machine import Machine, process_memory
 from uml.supervisor.release import Receipt, come_to_rest, release
 from uml.supervisor.watch import Vital
 from uml.supervisor.worker import Listener, Worker
@@ -53,6 +54,11 @@ class Crew:
         self.said = Feed()
         self._expected: dict[str, asyncio.Future[Receipt]] = {}
         self._last_words: dict[str, list[str]] = {}
+        #: Of running workers; then workers whose memory has not come back; then releases so far.
+        self._shared: dict[str, set[str]] = {}
+        self._booked: dict[str, frozenset[int]] = {}
+        self._left: dict[str, Worker] = {}
+        self.released: Counter[str] = Counter()
 
     async def clear_up(self) -> None:
         """End what an earlier supervisor left, and see to it that orphans come home to us."""
@@ -85,7 +91,7 @@ class Crew:
             self._ledger.leave(worker.token)
             log.close()
             raise LoadFailed(f"cannot start a worker of {spec.name}: {e}") from e
-        self._ledger.enter(worker.token, worker.launcher)
+        self._ledger.enter(worker.token, Tree(worker.started()))
         self.workers[worker_id] = worker
         self.vitals[worker_id] = Vital(time.monotonic())
         self._events.emit(
@@ -98,12 +104,35 @@ class Crew:
         if worker is None:  # it never came to be
             self._note(Receipt.of_nothing(model, worker_id, reason))
             return {}
-        receipt = await release(worker, self._machine, model=model, reason=reason)
+        receipt = await release(
+            worker,
+            self._machine,
+            model=model,
+            reason=reason,
+            reported=self._on_devices(worker),
+            shared=self._shared.pop(worker_id, ()),
+        )
         if not receipt.stuck:
             self._ledger.leave(worker.token)
         self._last_words[model] = worker.log.tail(_LAST_WORDS)
         self._note(receipt)
-        return {d: b for d, b in receipt.after.items() if d != "ram" or receipt.stuck}
+        left = {d: b for d, b in receipt.after.items() if d != "ram" or receipt.stuck}
+        if left:
+            self._left[worker_id] = worker
+        return left
+
+    def keep_book(self, worker_id: str | None = None) -> None:
+        """Note on disk who belongs to each worker's tree and which shared memory it has, where
+        somebody new has come, or of `worker_id` in any case: it may end before it can be asked,
+        and what renamed itself and emptied its environment nobody knows again."""
+        for worker in self.workers.values():
+            if worker.exit is None and (
+                worker.id == worker_id or worker.ever() != self._booked.get(worker.id)
+            ):
+                self._shared[worker.id] = segments.held(worker.pids())
+                self._booked[worker.id] = worker.ever()
+                tree_of = Tree(worker.started(), self._shared[worker.id])
+                self._ledger.enter(worker.token, tree_of)
 
     def _prune_logs(self) -> None:
         """Delete the files of workers that ended longest ago, all but the last ones."""
@@ -117,8 +146,10 @@ class Crew:
     def forget(self, worker_id: str) -> None:
         self.workers.pop(worker_id, None)
         self.vitals.pop(worker_id, None)
+        self._booked.pop(worker_id, None)
 
     def _note(self, receipt: Receipt) -> None:
+        self.released[receipt.verified] += 1
         self.receipts = [*self.receipts, receipt][-_RECEIPTS:]
         future = self._expected.pop(receipt.worker, None)
         if future and not future.done():
@@ -126,6 +157,7 @@ class Crew:
         fields: dict[str, Any] = {
             k: getattr(receipt, k) for k in ("worker", "model", "reason", "freed", "ms", "verified")
         }
+        fields |= {"swept": receipt.swept} if receipt.swept else {}
         level = "info" if receipt.verified == "yes" else "warning"
         self._events.emit("worker.released", level, **fields)
 
@@ -144,13 +176,18 @@ class Crew:
         return {worker.id: self._held(worker, devices) for worker in self.workers.values()}
 
     def _held(self, worker: Worker, devices: Collection[str]) -> Bytes:
-        reported = self._reported(worker)
-        own = {d: b for d, b in reported.items() if d in devices and d != "ram"}
+        reported = self._on_devices(worker) if worker.exit is None else {}
+        own = {d: b for d, b in reported.items() if d in devices}
         return own | self._machine.used_by({*worker.pids(), *worker.ever()})
 
-    def _reported(self, worker: Worker) -> dict[str, int]:
+    def _reported(self, worker: Worker) -> Bytes:
         vital = self.vitals.get(worker.id)
-        return vital.reported if vital and worker.exit is None else {}
+        return vital.reported if vital else {}
+
+    def _on_devices(self, worker: Worker) -> Bytes:
+        """Bytes on accelerators, by its own word."""
+        beside = ("ram", "mapped", "parked")
+        return {d: b for d, b in self._reported(worker).items() if d not in beside}
 
     def footprint(self, worker_id: str, devices: Collection[str]) -> Bytes:
         """What a loaded model takes, weights that are mapped included."""
@@ -158,12 +195,24 @@ class Crew:
         return ram_of(self._held(worker, devices), self._reported(worker))
 
     def left_of(self, worker_id: str) -> Bytes:
-        """What devices still hold in the name of a worker that is gone."""
-        return self._machine.used_by(self.pids_of(worker_id))
+        """What devices still hold in the name of a worker that is gone; who of it would not die
+        gets another chance to."""
+        worker = self._left.get(worker_id)
+        if worker is None:
+            return {}
+        stuck = worker.remains()
+        if not stuck:
+            self._ledger.leave(worker.token)
+        held = self._machine.used_by(worker.ever()) | {"ram": process_memory(stuck).anon}
+        left = {d: b for d, b in held.items() if b > 0}
+        if not left and not stuck:
+            del self._left[worker_id]
+        return left
 
     def pids_of(self, worker_id: str) -> list[int]:
-        """The pids of a worker that is gone, by its receipt."""
-        return next((r.pids for r in reversed(self.receipts) if r.worker == worker_id), [])
+        """The pids of a worker whose memory has not come back."""
+        worker = self._left.get(worker_id)
+        return sorted(worker.ever()) if worker else []
 
     def tail(self, worker_id: str | None, model: str, lines: int) -> list[str]:
         """The last lines a model's worker wrote to stderr, also after its end."""

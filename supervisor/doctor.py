@@ -20,8 +20,9 @@ from typing import Literal
 import psutil
 
 from uml.plugins.loader import load_plugins
-from uml.supervisor import build_flags, installer, machine, tree, wheels
+from uml.supervisor import build_flags, installer, machine, optimize, tree, wheels
 from uml.supervisor.bootstrap import STARTER_BACKEND
+from uml.supervisor.budget import DeviceMemory
 from uml.supervisor.config import Config, cache_dir
 from uml.supervisor.environments import Environments, InstallFailed
 from uml.supervisor.units import format_size
@@ -155,9 +156,25 @@ def _memory(config: Config) -> list[Check]:
         what += f"; a cgroup limits it to {format_size(limit[0])}"
     if cap := config.budget.get("ram"):
         what += f"; budget {format_size(cap)}"
+    found, there = optimize.profile(_devices())
+    context = found.n_ctx if there != "ram" else optimize.PROFILES[0].n_ctx
+    size = Check(
+        "profile",
+        "ok",
+        f"{found.name} of {there}: context {context} where nothing is said; "
+        f"to begin with: uml pull {found.starter}",
+    )
     if ram.free_bytes < GiB:
-        return [Check("memory", "warn", what, "small models only; free some RAM")]
-    return [Check("memory", "ok", what)]
+        return [Check("memory", "warn", what, "small models only; free some RAM"), size]
+    return [Check("memory", "ok", what), size]
+
+
+def _devices() -> list[DeviceMemory]:
+    seen = machine.Machine()
+    try:
+        return seen.snapshot()
+    finally:
+        seen.close()
 
 
 def _nvidia(_: Config) -> list[Check]:

@@ -80,6 +80,7 @@ class Hearing:
             self._pool.usage.loaded(state.need.model, seconds)
             need, model = state.need, self._pool.serving.models[state.need.model]
             held = self._pool.crew.footprint(worker.id, self._pool.scheduler.budget.devices)
+            self._pool.crew.keep_book(worker.id)
             self._pool.footprints.begin(
                 worker.id, model.content_hash, need.backend, need.options, held
             )

@@ -11,10 +11,11 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from uml.supervisor import tree
+from uml.supervisor import segments, tree
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,15 @@ class Reaped:
     stuck: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Tree:
+    """What is known of a worker. members: pid -> start time
+    of everybody seen in its tree. shared: its files under /dev/shm."""
+
+    members: Mapping[int, float]
+    shared: Collection[str] = ()
+
+
 class Ledger:
     """folder: one per UML_HOME; several supervisors may share it."""
 
@@ -33,12 +43,13 @@ class Ledger:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def enter(self, token: str, pid: int | None) -> None:
-        """Note a worker: first without a pid, again once it is known."""
+    def enter(self, token: str, known: Tree | None) -> None:
+        """Note a worker: first without anything, again when there is something to know."""
         me = os.getpid()
         entry = {
             "supervisor": [me, tree.start_time(me)],
-            "worker": [pid, tree.start_time(pid)] if pid else None,
+            "members": [list(member) for member in known.members.items()] if known else [],
+            "shared": sorted(known.shared) if known else [],
         }
         path = self._folder / f"{token}.json"
         temporary = path.with_suffix(".tmp")
@@ -56,13 +67,15 @@ class Ledger:
             token = path.stem
             try:
                 entry = json.loads(path.read_text())
-                owner, worker = entry["supervisor"], entry["worker"]
+                owner, members = entry["supervisor"], dict(entry.get("members", ()))
+                shared = {str(path) for path in entry.get("shared", ())}
                 if owner[1] is not None and tree.start_time(owner[0]) == owner[1]:
                     continue
             except (OSError, ValueError, KeyError, TypeError, IndexError):
-                worker = None  # half-written: the token still finds its processes
-            known = [worker[0]] if worker and tree.start_time(worker[0]) == worker[1] else []
-            result = _end(token, known, patience_s)
+                # Half-written: the token still finds its processes.
+                members, shared = {}, set()
+            known = [pid for pid, started in members.items() if tree.start_time(pid) == started]
+            result = _end(token, known, shared, patience_s)
             ended.append(result)
             if not result.stuck:
                 with contextlib.suppress(OSError):
@@ -70,8 +83,9 @@ class Ledger:
         return ended
 
 
-def _end(token: str, known: list[int], patience_s: float) -> Reaped:
+def _end(token: str, known: list[int], shared: set[str], patience_s: float) -> Reaped:
     seen: set[int] = set()
+    shared |= segments.held(known)
     deadline = time.monotonic() + patience_s
     while True:
         found = {*known, *(d for pid in known for d in tree.descendants(pid))}
@@ -80,6 +94,7 @@ def _end(token: str, known: list[int], patience_s: float) -> Reaped:
         seen |= set(live)
         tree.reap(seen)
         if not live or time.monotonic() > deadline:
+            segments.sweep(shared)
             return Reaped(token, tuple(sorted(seen)), tuple(sorted(live)))
         tree.send_kill(live)
         time.sleep(0.01)

@@ -4,72 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from uml.protocol.errors import BadRequest, InvalidModel, UmlError
-from uml.protocol.models import BackendSpec, MemoryEstimate, ModelFacts
-from uml.supervisor.admission import size
+from uml.protocol.models import BackendSpec, ModelFacts
 from uml.supervisor.budget import Bytes, DeviceMemory, add
 from uml.supervisor.conversations import Conversations
 from uml.supervisor.estimates import estimate, resolve_options
 from uml.supervisor.footprints import Footprints, floor, largest
 from uml.supervisor.machine import Machine
+from uml.supervisor.optimize import Rank, Variant, choose, degraded, profile, variants
 from uml.supervisor.placement import Demand, Placement, Price, Rules, place, place_layers
 from uml.supervisor.places import places
+from uml.supervisor.sized import Sized, all_on_gpu, chosen, demand_of, with_place
 from uml.supervisor.states import Need
 
 if TYPE_CHECKING:
     from uml.supervisor.config import Config
     from uml.supervisor.registry import Model, Registry
-
-
-@dataclass(frozen=True)
-class Sized:
-    """A model with every number decided. options: with its place. estimate: bytes per device by
-    arithmetic, without what is parked; learned: what it took before, run like this; bytes: what to
-    lease."""
-
-    spec: BackendSpec
-    options: dict[str, Any]
-    guess: MemoryEstimate
-    placed: Placement
-    estimate: Bytes
-    learned: Bytes | None
-    bytes: Bytes
-
-    @property
-    def arithmetic(self) -> str:
-        if self.learned is None:
-            return self.guess.arithmetic
-        took = " and ".join(f"{size(n)} of {d}" for d, n in self.learned.items() if n)
-        return f"{self.guess.arithmetic}; it took {took} before"
-
-    @property
-    def error(self) -> float | None:
-        """How far the arithmetic is above (below: negative) what was measured, as a share of it."""
-        measured = sum((self.learned or {}).values())
-        return sum(self.estimate.values()) / measured - 1 if measured else None
-
-    def to_map(self) -> dict[str, Any]:
-        """For `show`."""
-        guess = self.guess
-        return {
-            "options": self.options,
-            "place": self.placed.reason,
-            "estimate": {
-                "weights_bytes": guess.weights_bytes,
-                "kv_bytes": guess.kv_bytes,
-                "compute_bytes": guess.compute_bytes,
-                "process_bytes": guess.process_bytes,
-                "total_bytes": sum(self.estimate.values()),
-                "parked_bytes": guess.parked_bytes,
-                "bytes": self.estimate,
-            },
-            "footprint": self.learned,
-            "error": self.error,
-            "lease": self.bytes,
-        }
 
 
 class Needs:
@@ -96,6 +49,8 @@ class Needs:
         self._conversations, self._footprints = conversations, footprints
         self._kinds, self._room = kinds or (lambda name: specs[name].devices), room
         self._price = price
+        #: By content: what a model is run with since memory ran out in a load.
+        self._degraded: dict[str, dict[str, Any]] = {}
 
     def need(
         self, model: Model, keep_alive_s: float | None, options: Mapping[str, Any] | None
@@ -116,7 +71,7 @@ class Needs:
             pinned=own.pinned,
             priority=own.priority,
             places=places(model.id, self._config.models, self._identify),
-            cores=own.cores or (1 if _all_on_gpu(sized.placed) else None),
+            cores=own.cores or (1 if all_on_gpu(sized.placed) else None),
             load_s=self._registry.load_seconds(model.id),
             arithmetic=sized.arithmetic,
             options=sized.options,
@@ -129,11 +84,63 @@ class Needs:
         spec = self._specs.get(model.backend or "")
         if spec is None:
             raise InvalidModel(f"no backend here runs {model.facts.format} files", param="model")
-        resolved = resolve_options(model.facts, {**model.options, **_checked(options)})
+        devices = {d.name: d for d in self._machine.snapshot()}
+        spare = self._degraded.get(model.content_hash, {})
+        given = {**model.options, **spare, **_checked(options)}
+        context = self._context(model.facts, spec, devices, given)
+        resolved = resolve_options(model.facts, {**context, **given})
+
+        def attempt(way: Variant) -> tuple[Rank, Sized]:
+            found = self._attempt(model, spec, devices, {**context, **given}, way)
+            return found.rank, found
+
+        _, found = choose(variants(model.facts, given, resolved), attempt)
+        if spare:
+            found = replace(found, why=_say("less, since memory ran out in a load", found.why))
+        return found
+
+    def best(self, quantisations: list[Model]) -> Model:
+        """Of one model's quantisations, most exact first, the first that runs best; what cannot be
+        run at all comes last."""
+
+        def rank(model: Model) -> tuple[Rank, bool]:
+            try:
+                found = self.size(model)
+            except UmlError:
+                return Rank.NOWHERE, True
+            return found.rank, bool(found.why)
+
+        return min(quantisations, key=rank)
+
+    def _context(
+        self,
+        facts: ModelFacts,
+        spec: BackendSpec,
+        devices: Mapping[str, DeviceMemory],
+        given: Mapping[str, Any],
+    ) -> dict[str, int]:
+        """The default context where an accelerator is large; elsewhere the format's own."""
+        usable = [d for d in devices.values() if d.kind in self._kinds(spec.name)]
+        if "n_ctx" in given or facts.type in ("embedding", "rerank") or facts.format != "gguf":
+            return {}
+        size_of, kind = profile(usable)
+        wanted = min(size_of.n_ctx, facts.context_length or size_of.n_ctx)
+        return {"n_ctx": wanted} if kind != "ram" else {}
+
+    def _attempt(
+        self,
+        model: Model,
+        spec: BackendSpec,
+        devices: Mapping[str, DeviceMemory],
+        given: Mapping[str, Any],
+        way: Variant,
+    ) -> Sized:
+        assert model.facts is not None
+        resolved = resolve_options(model.facts, {**given, **way.changes})
         guess = estimate(model.facts, resolved, spec.process_bytes)
-        demand = _demand(model.facts, guess, spec)
-        placed = self._place(demand, spec, resolved)
-        told = _with_place(resolved, placed)
+        demand = demand_of(model.facts, guess, spec)
+        placed = self._place(demand, spec, resolved, devices)
+        told = with_place(resolved, placed)
         learned = self._footprints.learned(model.content_hash, spec.name, told)
         parked = {"ram": guess.parked_bytes}
         lease = placed.bytes
@@ -141,18 +148,46 @@ class Needs:
             least = add(floor(demand, placed), parked)
             lease = largest([placed.bytes | add(learned, parked), least])
         by_arithmetic = {d: n - parked.get(d, 0) for d, n in placed.bytes.items()}
-        return Sized(spec, told, guess, placed, by_arithmetic, learned, lease)
+        rank = self._rank(spec, placed, lease, devices, resolved)
+        return Sized(spec, told, guess, placed, by_arithmetic, learned, lease, rank, way.why)
+
+    def _rank(
+        self,
+        spec: BackendSpec,
+        placed: Placement,
+        lease: Bytes,
+        devices: Mapping[str, DeviceMemory],
+        options: Mapping[str, Any],
+    ) -> Rank:
+        if any(n > self._cap(devices[d]) for d, n in lease.items() if d in devices):
+            return Rank.NOWHERE
+        asked = options.get("device") is not None or "n_gpu_layers" in options
+        kinds = self._kinds(spec.name)
+        accelerated = any(d.kind in kinds and d.kind != "ram" for d in devices.values())
+        if asked or not accelerated or (placed.devices and placed.layers is None):
+            return Rank.WHOLE
+        return Rank.PARTLY if placed.devices else Rank.RAM
+
+    def degrade(self, model: Model, need: Need) -> Need | None:
+        """Memory ran out while `model` was loaded as `need`: what to try instead, once; None when
+        that was tried already or nothing less is possible."""
+        layers = model.facts.block_count + 1 if model.facts else 0
+        less = degraded(need.options, layers)
+        if not less or model.content_hash in self._degraded:
+            return None
+        self._degraded[model.content_hash] = less
+        return self.need(model, need.keep_alive_s, None)
 
     def _place(
         self,
         demand: Demand,
         spec: BackendSpec,
         options: Mapping[str, Any],
+        devices: Mapping[str, DeviceMemory],
     ) -> Placement:
         """Raises: BadRequest for a device that is not here, InvalidModel for none that would do."""
-        devices = {d.name: d for d in self._machine.snapshot()}
         wanted = options.get("device")
-        usable = _chosen(wanted, devices)
+        usable = chosen(wanted, devices)
         kinds = self._kinds(spec.name)
         if wanted is not None and any(d.kind != "ram" for d in usable):
             kinds = tuple(k for k in kinds if k != "cpu")  # there or nowhere
@@ -237,47 +272,8 @@ class Needs:
         return self._machine.visible(need.options.get("devices") or [])
 
 
-def _demand(facts: ModelFacts, guess: MemoryEstimate, spec: BackendSpec) -> Demand:
-    tail = min(facts.embedding_bytes, guess.weights_bytes) if facts.block_count else 0
-    return Demand(
-        layers_bytes=guess.weights_bytes - tail + guess.kv_bytes,
-        tail_bytes=tail,
-        compute_bytes=guess.compute_bytes,
-        context_bytes=spec.context_bytes,
-        process_bytes=guess.process_bytes + guess.parked_bytes,
-        layers=facts.block_count,
-        heads=facts.head_count,
-    )
-
-
-def _all_on_gpu(placed: Placement) -> bool:
-    return bool(placed.devices) and placed.layers is None
-
-
-def _chosen(wanted: Any, devices: Mapping[str, DeviceMemory]) -> list[DeviceMemory]:
-    """The devices that may be used: all, or those asked for ("cuda0,cuda1", "ram").
-
-    Raises: BadRequest, naming those that are here.
-    """
-    if wanted is None:
-        return list(devices.values())
-    names = ["ram" if n.strip() == "cpu" else n.strip() for n in str(wanted).split(",")]
-    unknown = [name for name in names if name not in devices]
-    if unknown:
-        raise BadRequest(f"device {unknown[0]!r} is not here; there are {', '.join(devices)}")
-    return [devices[name] for name in names]
-
-
-def _with_place(options: Mapping[str, Any], placed: Placement) -> dict[str, Any]:
-    """options: with where the layers go, in the words of the workers."""
-    layers = -1 if placed.layers is None else placed.layers
-    told = {
-        **options,
-        "device": placed.device,
-        "devices": list(placed.devices),
-        "n_gpu_layers": layers if placed.devices else 0,
-    }
-    return told | ({"tensor_split": list(placed.shares)} if len(placed.devices) > 1 else {})
+def _say(*words: str) -> str:
+    return ", ".join(word for word in words if word)
 
 
 def _checked(options: Mapping[str, Any] | None) -> dict[str, Any]:

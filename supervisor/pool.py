@@ -27,12 +27,13 @@ from uml.supervisor.events import Events
 from uml.supervisor.footprints import Footprints
 from uml.supervisor.hearing import Hearing
 from uml.supervisor.keeper import Keeper
-from uml.supervisor.machine import Machine
+from uml.supervisor.machine import Machine, oom_kills
 from uml.supervisor.needs import Needs
 from uml.supervisor.pressure import Pressure
+from uml.supervisor.relief import OUT_OF_MEMORY
 from uml.supervisor.scheduler import Scheduler
 from uml.supervisor.serving import Serving
-from uml.supervisor.states import State
+from uml.supervisor.states import Need, State
 from uml.supervisor.usage import Usage
 from uml.supervisor.watch import Watch
 from uml.supervisor.worker import Worker
@@ -78,6 +79,7 @@ class Pool:
             self.scheduler.room,
             self.scheduler.price,
         )
+        registry.best = self._needs.best
         self.crew = Crew(config.home, environments, machine, events)
         self.serving = Serving(self, self._needs, environments, registry, self._ignores_cancel)
         self.commands = Commands(self, self._needs, environments, registry)
@@ -215,6 +217,7 @@ class Pool:
         worker, need = self.crew.workers[action.worker], action.need
         model, vital = self.serving.models[need.model], self.crew.vitals[action.worker]
         vital.load_started = vital.moved_at = self.now()
+        vital.oom_kills = oom_kills()
         worker.send(
             messages.Load(
                 model=model.id,
@@ -272,10 +275,31 @@ class Pool:
         self._crashes.note(worker_id, error)
         if state.model and state.state is State.LOADING:
             self.usage.load_failed(state.model)
-        actions = self.scheduler.on_failed(worker_id, error, self.now(), died=died)
+        instead = self._degraded(state, error, died=died)
+        actions = self.scheduler.on_failed(worker_id, error, self.now(), died=died, instead=instead)
         self._tell_failing(state.model)
         self._calls.on_worker_lost(worker, error)
         self.feed(actions)
+
+    def _degraded(self, state: states.WorkerState, error: UmlError, *, died: bool) -> Need | None:
+        """What to load instead, once, when memory ran out in a load."""
+        need, vital = state.need, self.crew.vitals.get(state.id)
+        if need is None or vital is None or state.state is not State.LOADING:
+            return None
+        killed = died and oom_kills() > vital.oom_kills
+        if not killed and not OUT_OF_MEMORY.search(error.message):
+            return None
+        instead = self._needs.degrade(self.serving.models[need.model], need)
+        if instead is not None:
+            self._events.emit(
+                "load.degraded",
+                "warning",
+                model=need.model,
+                reason=f"memory ran out in the load: {error.message}",
+                n_ctx=instead.n_ctx,
+                n_gpu_layers=instead.options.get("n_gpu_layers"),
+            )
+        return instead
 
     def _tell_failing(self, model: str | None) -> None:
         """Say so when a model is left alone from now on."""

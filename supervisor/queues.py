@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from uml.supervisor.states import Need, Waiter
 
@@ -60,6 +60,13 @@ class Queues:
         line.urgent += waiter.urgent
         self._model_of[waiter.request] = need.model
         return line
+
+    def change(self, need: Need) -> None:
+        """All who wait for this model want it so from now on."""
+        if line := self.lines.get(need.model):
+            line.need = need
+            for waiter in line.waiters.values():
+                waiter.need = replace(need, keep_alive_s=waiter.need.keep_alive_s)
 
     def leave(self, request: int) -> Line | None:
         """`request` does not wait any more; the line it stood in, which may be empty now."""

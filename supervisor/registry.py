@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from uml.protocol.errors import Conflict, InvalidModel, ModelNotFound
 from uml.protocol.models import BackendSpec, ModelFacts, ModelFile
 from uml.supervisor.formats import files, format_of, read_facts
-from uml.supervisor.names import nearest
+from uml.supervisor.names import nearest, split_name
 from uml.supervisor.projectors import Part, attach
 from uml.supervisor.records import Record, Records
 from uml.supervisor.scan import Found, Scanner, roots
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _FRESH_S = 5.0
 #: Header bytes that, with the size, tell one model file from another.
 _HASHED = 1 << 20
+_BEST = ":best"
 _UNREADABLE = "cannot be read: "
 
 
@@ -78,6 +79,8 @@ class Registry:
         self._entries: dict[str, _Entry] = {}
         self._models: dict[str, Model] = {}
         self._names: dict[str, Model] = {}
+        #: Which of one model's quantisations is best here; whoever knows the machine says.
+        self.best: Callable[[list[Model]], Model] = lambda found: found[0]
 
     def close(self) -> None:
         self._records.close()
@@ -100,11 +103,14 @@ class Registry:
         return sorted(self._models.values(), key=lambda m: m.id)
 
     def find(self, name: str) -> Model:
-        """The model called `name`: its id, an alias, its file's name; letter case apart.
+        """The model called `name`: its id, an alias, its file's name; letter case apart. With
+        `:best` behind it, the best quantisation of that model that fits.
 
         Raises: ModelNotFound, naming the nearest; InvalidModel with the reason.
         """
         wanted = name.strip().casefold()
+        if wanted.endswith(_BEST) and wanted not in self._names:
+            return self._best(name.strip()[: -len(_BEST)])
         model = self._names.get(wanted)
         if model is None or model.error or _look(model.file.path)[0] != model.file:
             self.rescan()  # a file that is as it was known needs no search
@@ -123,6 +129,16 @@ class Registry:
     def current(self, model: Model) -> Model:
         """`model` as it is now, should it have changed since it was asked for."""
         return self._models.get(model.id, model)
+
+    def family(self, model: Model) -> list[Model]:
+        """All quantisations of the same model that are on disk, the most exact first."""
+        mine = _family(model)
+        same = (m for m in self._models.values() if m is model or (mine and _family(m) == mine))
+        return sorted(same, key=lambda m: -m.file.size_bytes)
+
+    def _best(self, name: str) -> Model:
+        found = self.find(name)
+        return self.best(self.family(found))
 
     def _unknown(self, name: str) -> str:
         names = [n for m in self._models.values() for n in (m.id, *m.aliases)]
@@ -281,6 +297,15 @@ class Registry:
         """What `uml bench` found last: `streams` (by number), `load`, `swap`, `at`."""
         value = self._records.measured(model_id, "bench")
         return None if value is None else dict(value)
+
+
+def _family(model: Model) -> tuple[Any, ...]:
+    """What quantisations of one model have in common; () = it has no others."""
+    facts = model.facts
+    if facts is None or facts.format != "gguf":
+        return ()
+    name = split_name(os.path.basename(model.file.path))[0]
+    return name, facts.arch, facts.type, facts.block_count, facts.embedding_length
 
 
 def _with_template(facts: ModelFacts) -> ModelFacts:

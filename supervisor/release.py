@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import psutil
 
+from uml.supervisor import segments
 from uml.supervisor.budget import Bytes
 from uml.supervisor.machine import Machine, anonymous_bytes, process_memory
 from uml.supervisor.worker import Worker
@@ -30,7 +31,8 @@ _DEVICE_SHARE = 0.98
 class Receipt:
     """What an unload did. before, after: bytes the worker's tree held per device (RAM: anonymous
     memory, which only the end of a process frees). freed: what the device gave back, by its own
-    count. ms: from the kill to the last look. verified: yes | no (residue) | unknown."""
+    count. ms: from the kill to the last look. verified: yes | no (residue) | unknown. swept: shared
+    memory that the tree left under /dev/shm."""
 
     model: str
     worker: str
@@ -44,6 +46,7 @@ class Receipt:
     ms: float
     verified: str
     at: float
+    swept: list[str] = field(default_factory=list)
 
     @classmethod
     def of_nothing(cls, model: str, worker: str, reason: str) -> Receipt:
@@ -79,10 +82,14 @@ async def release(
     *,
     model: str,
     reason: str,
+    reported: Bytes | None = None,
+    shared: Iterable[str] = (),
     deadline_s: float = 2.0,
 ) -> Receipt:
     """Kill `worker`'s tree and wait, at most `deadline_s`, until the devices show its memory free.
 
+    reported: what it held on devices by its own word, where they do not tell by pid. shared: its
+    shared memory, as far as it is known already.
     Raises: nothing; what went wrong stands in the receipt.
     """
     started = time.monotonic()
@@ -90,9 +97,13 @@ async def release(
     # Before what is held: what comes back between the two looks then counts as come back.
     free_before = {d.name: d.free_bytes for d in machine.snapshot()}
     # A worker that died by itself is gone already; its bytes may still be on their way.
-    before = machine.used_by(worker.ever()) | {"ram": process_memory(pids).anon}
+    told = machine.used_by(worker.ever())
+    word = {d: b for d, b in (reported or {}).items() if d in free_before}
+    before = {**word, **told, "ram": process_memory(pids).anon}
+    shared = {*shared, *segments.held(pids)}
     ram = _Ram(pids)
     report = await worker.kill()
+    swept = segments.sweep(shared)
     pause = 0.005
     while True:
         after = machine.used_by(report.pids)
@@ -129,6 +140,7 @@ async def release(
         ms=round((time.monotonic() - started) * 1000, 2),
         verified=verified,
         at=time.time(),
+        swept=swept,
     )
 
 

@@ -10,6 +10,7 @@ it likes.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +27,13 @@ _LOAD_S = 10.0
 #: Samples of one worker at one load that are kept, and what a judgement wants at least.
 _SAMPLES, _ENOUGH = 64, 12
 _REQUESTS = 32
+
+#: How libraries say that memory ran out: ggml, CUDA, torch, C++, Python, the kernel.
+OUT_OF_MEMORY = re.compile(
+    r"out of( \w+)? memory|failed to allocate|unable to allocate|cannot allocate memory|"
+    r"alloc(ation)? failed|bad_alloc|outofmemory|memoryerror|insufficient memory",
+    re.IGNORECASE,
+)
 
 
 def marks(

@@ -162,17 +162,27 @@ class Scheduler:
         return self._decide.settle(now)
 
     def on_failed(
-        self, worker_id: str, error: UmlError, now: float, *, died: bool = False
+        self,
+        worker_id: str,
+        error: UmlError,
+        now: float,
+        *,
+        died: bool = False,
+        instead: Need | None = None,
     ) -> list[Action]:
         """The load failed, or the process ended or hung on its own: `error` says why. died: it did
-        not say itself why, so who waits for the load and saw none die yet gets a second one."""
+        not say itself why, so who waits for the load and saw none die yet gets a second one.
+        instead: what to try for those who wait; the failure does not count then."""
         worker = self.workers.get(worker_id)
         if worker is None or worker.state is State.KILLING:
             return []
         loading = worker.state in COMING
         guilty = worker.alone is not None  # the request, not the model
         self._fleet.kill(worker, error.message)
-        if worker.need:
+        if instead is not None:
+            self._queues.change(instead)
+            self._decide.look_at(instead.model)
+        elif worker.need:
             spared = loading and died and self._decide.spare(worker.need.model, error, now)
             if not guilty and not spared:
                 self.breaker.failed(worker.need.model, error, now)

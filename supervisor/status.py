@@ -52,6 +52,7 @@ def report(scheduler: Scheduler, crew: Crew, machine: Machine, usage: Usage) -> 
             for device, count in lease.bytes.items()
         ],
         "usage": {model: tally.to_map() for model, tally in usage.models.items()},
+        "released": dict(crew.released),
         "receipts": [receipt.to_map() for receipt in crew.receipts[-20:]],
     }
 

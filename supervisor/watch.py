@@ -44,6 +44,7 @@ class Vital:
     busy: int = 0
     progress: int = -1
     pieces: int = 0
+    oom_kills: int = 0
     answered: int = 0
     looked_after: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
@@ -89,6 +90,7 @@ class Watch:
             self._look(late if late > _CALM_S else 0.0)
             pool.look_at_residue()
             pool.pressure.look()
+            pool.crew.keep_book()
 
     def _pause(self) -> float | None:
         """Seconds until the next look; None when there is nothing to look at."""

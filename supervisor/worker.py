@@ -160,6 +160,10 @@ class Worker:
         memory in their name."""
         return frozenset(self._seen)
 
+    def started(self) -> dict[int, float]:
+        """When each of them started: only with that is a pid somebody."""
+        return dict(self._seen)
+
     def _note(self, pids: Iterable[int]) -> None:
         for pid in pids:
             started = tree.start_time(pid)
@@ -170,6 +174,12 @@ class Worker:
         """Those of the tree that exist, zombies included: a zombie's other threads may still be
         giving back its memory. A pid that was given to somebody else since does not count."""
         return [pid for pid, started in self._seen.items() if tree.start_time(pid) == started]
+
+    def remains(self) -> list[int]:
+        """Kill again and reap those who would not die; who of them is still there."""
+        tree.send_kill(self._members())
+        tree.reap(self._seen)
+        return self._members()
 
     # --- speaking --------------------------------------------------------------------------
 

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from uml.supervisor.registry import Model
 
 
+#: How a quantisation would run here.
+_RANKS = {
+    "whole": "fits",
+    "partly": "fits with some layers in RAM",
+    "ram": "fits in RAM alone",
+    "nowhere": "does not fit",
+}
+
+
 def register(commands: Commands) -> None:
     ls = commands.add("ls", list_models, "models on this machine", "uml ls")
     one = commands.add(
@@ -127,6 +136,10 @@ def _describe(name: str) -> dict[str, Any]:
         }
         with contextlib.suppress(UmlError), remote.needs(config, registry) as needs:
             found |= needs.size(model).to_map()
+            family = registry.family(model)
+            found["quantisations"] = {
+                m.id: needs.size(m).rank.name.lower() for m in family if len(family) > 1
+            }
     if model.facts:
         found["facts"] = {
             "name": model.facts.name,
@@ -230,7 +243,14 @@ def _memory(found: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:
     lines: list[tuple[str, Cell | str]] = []
     if not guess:
         return lines
+    if ranks := found.get("quantisations"):
+        said = ", ".join(f"{name} ({_RANKS[rank]})" for name, rank in ranks.items())
+        lines.append(("on disk", f"{said}; `{found['id']}:best` takes the best that fits"))
     lines.append(("place", str(found.get("place") or "-")))
+    if found.get("chosen"):
+        lines.append(("chosen", f"{found['chosen']}, for want of memory"))
+    if not found.get("fits", True):
+        lines.append(("fits", Cell("not on this machine, whatever is unloaded", "red")))
     parts = ", ".join(
         f"{words.size(guess[key])} {name}"
         for key, name in (

@@ -118,7 +118,9 @@ def needs(config: Config, registry: Registry) -> Iterator[Needs]:
     environments = Environments(config.home, cache_dir(), specs)
     kept = Conversations(config.home, config.conversations_bytes)
     footprints = Footprints(registry, environments.version)
+    found = Needs(config, registry, specs, machine, kept, footprints, environments.devices)
+    registry.best = found.best
     try:
-        yield Needs(config, registry, specs, machine, kept, footprints, environments.devices)
+        yield found
     finally:
         machine.close()

@@ -96,6 +96,10 @@ def plan(verb: str, given: Mapping[str, Any]) -> list[str]:
     load_s = given.get("load_s")
     took = f"about {seconds(load_s)}, as the last time" if load_s else "not loaded before"
     lines.append(f"  takes   {took}")
+    if given.get("place"):
+        lines.append(f"  place   {given['place']}")
+    if given.get("chosen"):
+        lines.append(f"  chosen  {given['chosen']}")
     if reason:
         lines.append(f"  {'counted' if fits else 'because'} {reason}")
     return lines

@@ -17,6 +17,7 @@ from uml.supervisor.machine.processes import (
     ProcessMemory,
     alive,
     anonymous_bytes,
+    oom_kills,
     process_memory,
 )
 from uml.supervisor.machine.ram import CgroupMemory, cgroup_memory, cores, memory_cgroups, ram
@@ -38,6 +39,7 @@ __all__ = [
     "cgroup_memory",
     "cores",
     "memory_cgroups",
+    "oom_kills",
     "process_memory",
     "ram",
 ]

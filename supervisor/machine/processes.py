@@ -50,6 +50,18 @@ def anonymous_bytes() -> int | None:
     return None
 
 
+def oom_kills() -> int:
+    """How many processes the kernel has ended for want of memory so far. Source: proc_vmstat."""
+    try:
+        with open("/proc/vmstat", "rb") as f:
+            for line in f:
+                if line.startswith(b"oom_kill "):
+                    return int(line.split()[1])
+    except OSError:
+        pass
+    return 0
+
+
 def alive(pid: int) -> bool:
     """Whether `pid` exists and is no zombie."""
     try:

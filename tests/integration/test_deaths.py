@@ -102,6 +102,25 @@ def test_kill_9_without_namespaces_ends_the_worker_and_the_next_start_reaps_the_
     assert not list((tmp_path / "ledger").iterdir())
 
 
+def test_kill_9_leaves_nothing_of_an_engine_that_hid_itself(tmp_path: Path) -> None:
+    """Shaped like vLLM's: sessions and names of their own, no environment, shared memory."""
+    fake_model(tmp_path, "a", options={"engine": 20 << 20})
+    segments = set(Path("/dev/shm").glob("*uml-*"))
+    with serving(tmp_path, **PLAIN) as s:
+        below = _start_and_collect(s, "")
+        engine = [p for p in below if p.name().startswith("VLLM::")]
+        assert len(engine) == 2 and all(p.environ() == {} for p in engine)
+        assert len(set(Path("/dev/shm").glob("*uml-*")) - segments) >= 4
+        s.process.kill()
+        s.process.wait()
+        until(lambda: not _gone(below) and _gone(below[:1]), 2.0)
+        assert not _gone(engine), "nobody but the next start knows of them"
+    with serving(tmp_path, **PLAIN):
+        until(lambda: _gone(below), 5.0)
+        until(lambda: set(Path("/dev/shm").glob("*uml-*")) <= segments, 5.0)
+    assert not list((tmp_path / "ledger").iterdir())
+
+
 def test_sigterm_lets_answers_finish_and_leaves_no_process(tmp_path: Path) -> None:
     fake_model(tmp_path, "a", options={"spawn_child": "setsid"})
     with serving(tmp_path) as s:

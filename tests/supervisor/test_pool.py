@@ -102,7 +102,7 @@ async def test_start_after_a_kill_waits_for_bytes_that_are_on_their_way(
     with (device / f"seg.{dead.pid}.token.{policy}").open("wb") as f:
         f.truncate(70 * MB)
     (ledger / "token.json").write_text(
-        json.dumps({"supervisor": [dead.pid, 1.0], "worker": [dead.pid, 1.0]})
+        json.dumps({"supervisor": [dead.pid, 1.0], "members": [[dead.pid, 1.0]]})
     )
     async with house(tmp_path / "home", fake_device=f"fake0:{100 * MB}:{device}") as h:
         b = h.model("b", weights_bytes=70 * MB, device="fake0")

@@ -437,3 +437,20 @@ def test_folders_are_listed_again_now_and_then(tmp_path: Path) -> None:
     assert scanner.find() == []
     now += 61
     assert [f.name for f in scanner.find()] == ["m.gguf"]
+
+
+def test_best_names_a_quantisation_of_the_same_model_and_of_no_other(
+    opened: Open, tmp_path: Path
+) -> None:
+    models = tmp_path / "home/models"
+    write(models / "m.Q8_0.gguf")
+    write(models / "m.Q4_0.gguf", tensors={"b": ((64,), 0, 256)})
+    write(models / "other.Q8_0.gguf")
+    registry = opened()
+    small, large = registry.find("m.Q4_0.gguf"), registry.find("m.Q8_0.gguf")
+    assert registry.family(small) == [large, small]
+    assert registry.find("m:best") is large and registry.find("OTHER:best").id == "other"
+    registry.best = lambda found: found[-1]
+    assert registry.find("m:best") is small
+    with pytest.raises(ModelNotFound):
+        registry.find("nobody:best")

@@ -244,12 +244,14 @@ def test_ledger_reaps_what_a_killed_supervisor_left(tmp_path: Path) -> None:
         f"u = types.ModuleType('uml'); u.__path__ = [{str(Path(__file__).parents[2])!r}]\n"
         "sys.modules['uml'] = u\n"
         "from pathlib import Path\n"
-        "from uml.supervisor.ledger import Ledger\n"
+        "from uml.supervisor import tree\n"
+        "from uml.supervisor.ledger import Ledger, Tree\n"
         f"ledger = Ledger(Path({str(tmp_path)!r}))\n"
         "ledger.enter('tok', None)\n"
         "env = dict(os.environ, UML_LAUNCH_TOKEN='tok')\n"
         "p = subprocess.Popen(['sleep', '300'], env=env, start_new_session=True)\n"
-        "ledger.enter('tok', p.pid); print(p.pid, flush=True); time.sleep(300)"
+        "known = Tree({p.pid: tree.start_time(p.pid)})\n"
+        "ledger.enter('tok', known); print(p.pid, flush=True); time.sleep(300)"
     )
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert owner.stdout
@@ -272,7 +274,7 @@ def test_ledger_reaps_what_a_killed_supervisor_left(tmp_path: Path) -> None:
 def test_ledger_spares_a_stranger_that_got_the_same_pid(tmp_path: Path) -> None:
     stranger = subprocess.Popen(["sleep", "60"])
     try:
-        entry = f'{{"supervisor": [999999, 1.0], "worker": [{stranger.pid}, 1.0]}}'
+        entry = f'{{"supervisor": [999999, 1.0], "members": [[{stranger.pid}, 1.0]]}}'
         (tmp_path / "tok.json").write_text(entry)
         (reaped,) = Ledger(tmp_path).reap()
         assert reaped.pids == ()

@@ -29,16 +29,20 @@ from uml.workers.base import Backend, Delta, Job, Progress
 OPTIONS = {
     "hello_delay": "seconds before the library counts as imported (environment UML_FAKE_HELLO)",
     "fail_load": "the load fails with this text",
+    "most_context": "the load runs out of memory with an n_ctx above this",
     "slow_load": "the load takes these seconds and reports progress",
     "stall_load": "the load stands still for these seconds",
     "crash_on_load": "the process is killed while it loads",
     "ram_bytes": "RAM that is really touched",
     "overshoot": "bytes of RAM touched beyond what was granted",
-    "fake_bytes": "bytes held on the fake device, in a segment under fake_dir",
+    "fake_bytes": "bytes held on the fake device, in a segment under fake_dir; without, on the "
+    "first CUDA device it sees",
     "late_release": "the segment goes these seconds after the process",
     "falling_release": "the segment shrinks over these seconds",
     "never_release": "the segment stays",
     "spawn_child": '"group" or "setsid": a child that left the group or the session',
+    "engine": "bytes held by a child shaped like vLLM's engine: a session, a name and an empty "
+    "environment of its own, a child of its own, deaf to SIGTERM, shared memory in /dev/shm",
     "print_to_stdout": "prints to fd 1 while it loads",
     "slots": "requests at once (4)",
     "token_delay": "seconds per step (0)",
@@ -98,18 +102,28 @@ class Fake(Backend):
             progress("weights", step / 20)
         if "fail_load" in options:
             raise LoadFailed(str(options["fail_load"]))
+        if int(options.get("n_ctx", 0)) > int(options.get("most_context", 1 << 30)):
+            raise LoadFailed("out of memory: the context does not fit")
         self._touch(int(options.get("ram_bytes", 0)))
         if options.get("overshoot"):
             self._touch(load.lease.get("ram", 0) + int(options["overshoot"]))
             time.sleep(5)  # long enough to be noticed
-        if options.get("fake_bytes"):
+        memory: dict[str, int] = {}
+        if options.get("fake_bytes") and "fake_dir" in options:
             self._take_device(options)
+        elif options.get("fake_bytes"):  # a real one
+            from uml.workers.backends.cuda_memory import take
+
+            take(int(options["fake_bytes"]))
+            memory[str(options["device"])] = int(options["fake_bytes"])
         if options.get("spawn_child"):
             spawn_child(str(options["spawn_child"]))
+        if options.get("engine"):
+            start_engine(int(options["engine"]), options.get("fake_dir"))
         slots = int(options.get("slots", 4))
         threading.Thread(target=self._loop, name="loop", daemon=True).start()
         facts = {"n_ctx": int(options.get("n_ctx", 4096)), "slots": slots, "arch": "fake"}
-        return messages.Ready(slots=slots, facts=facts)
+        return messages.Ready(slots=slots, facts=facts, memory=memory)
 
     def can(self, task: Task) -> bool:
         return task.name in ("chat", "complete", "embed", "speak", "transcribe")
@@ -272,6 +286,44 @@ def die() -> None:
     """Be killed. The first process of a PID namespace cannot SIGKILL itself, so it just ends."""
     os.kill(os.getpid(), signal.SIGKILL)
     os._exit(137)
+
+
+#: argv: bytes, folder of the fake device or "". It says "ready" on stdout.
+_ENGINE = """
+import ctypes, mmap, os, signal, sys, time
+size, folder = int(sys.argv[1]), sys.argv[2]
+worker = os.fork() == 0
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+name = b"VLLM::Worker" if worker else b"VLLM::EngineCor"
+ctypes.CDLL(None).prctl(15, name, 0, 0, 0)
+for kind in ("psm_", "sem.mp-"):
+    path = f"/dev/shm/{kind}uml-{os.urandom(4).hex()}"
+    fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    os.ftruncate(fd, 4096)
+    mapped = mmap.mmap(fd, 4096)
+    mapped[:1] = b"x"
+held = b"" if folder else bytearray(b"x") * (size // 2)
+if folder and worker:
+    fd = os.open(f"{folder}/seg.{os.readlink('/proc/self')}.engine.now", os.O_CREAT | os.O_RDWR)
+    os.posix_fallocate(fd, 0, size)
+    os.close(fd)
+os.write(1, b"r")
+time.sleep(300)
+"""
+
+
+def start_engine(size: int, folder: str | None) -> None:
+    """Child and grandchild in the shape of vLLM's EngineCore and Worker, each holding
+    `size` bytes between them, of the fake device where there is one, else of RAM."""
+    engine = subprocess.Popen(
+        [sys.executable, "-I", "-c", _ENGINE, str(size), folder or ""],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env={},
+    )
+    assert engine.stdout is not None
+    engine.stdout.read(2)
 
 
 def spawn_child(how: str) -> None:
