@@ -36,10 +36,9 @@ def test_a_quantile_lies_within_its_bucket(values: list[float], share: float) ->
     rank = max(1, -(-share * len(values) // 1))
     true = sorted(values)[int(rank) - 1]
     guess = found.quantile(share)
-    edges = (0.0, *SECONDS)
-    below = max(e for e in edges if e < true or e == 0.0)
-    above = min((e for e in edges if e >= true), default=SECONDS[-1])
-    assert guess is not None and min(below, SECONDS[-1]) - 1e-3 <= guess <= above + 1e-3
+    below = max((e for e in SECONDS if e < true), default=0.0)
+    above = min((e for e in SECONDS if e >= true), default=SECONDS[-1])
+    assert guess is not None and below - 1e-3 <= guess <= above + 1e-3
 
 
 async def test_sums_by_day_and_model_survive_and_add_up(tmp_path: Path) -> None:
@@ -131,7 +130,7 @@ async def test_requests_tokens_and_times_are_counted(tmp_path: Path) -> None:
         assert (found["requests"], found["loads"]) == (2, 1)
         assert found["completion_tokens"] == 24 and found["prompt_tokens"] == 2
         assert found["load_s"] > 0.2 and found["first_p50_s"] > 0.1
-        assert 20 < found["tokens_per_s"] <= 110
+        assert 5 < found["tokens_per_s"] < 400
         assert h.worker("a")["pieces"] == 24
 
 
