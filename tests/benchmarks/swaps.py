@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 from tests.benchmarks.bench_run import Run
 from tests.benchmarks.servers import as_server, llama_server, ours, two_models
-from tests.integration.serving import Serving
+from tests.integration.serving import BASE, Serving
 from uml.supervisor import bench
 from uml.supervisor.bench import Figures, Server
 from uml.supervisor.figures import percentile
@@ -21,9 +24,16 @@ _PAUSE_S = 2.0
 
 
 @contextlib.contextmanager
-def _servers(run: Run) -> Iterator[tuple[list[Server], tuple[str, str], dict[str, Serving]]]:
-    """Ours, ours with a warm standby, and llama-server's router, each with room for one."""
+def _servers(
+    run: Run,
+) -> Iterator[tuple[list[Server], dict[str, tuple[str, str]], dict[str, Serving]]]:
+    """Ours, ours with a warm standby, and llama-server's router, each with room for one; case ->
+    the two models that change places."""
     with two_models() as (folder, names), contextlib.ExitStack() as stack:
+        cases = {"A to B": names}
+        for other in Path(os.environ["UML_TEST_MODELS"]).glob("gemma-3-270m*.gguf"):
+            (folder / f"{BASE}.gguf").symlink_to(other)
+            cases[f"to {BASE} and back"] = (names[0], BASE)
         room = {"UML_MAX_LOADED": "1", "UML_MODEL_DIRS": str(folder)}
         plain = stack.enter_context(ours(**room))
         standby = stack.enter_context(ours(**room, UML_STANDBY="llama_cpp"))
@@ -33,21 +43,25 @@ def _servers(run: Run) -> Iterator[tuple[list[Server], tuple[str, str], dict[str
             argv = ["--models-dir", str(folder), "--models-max", "1", "-np", "8", "-c", "8192"]
             there = llama_server(run.llama_server, "llama-server router", argv, names[0])
             found.append(stack.enter_context(there)[0])
-        yield found, names, own
+        yield found, cases, own
 
 
 async def swap(run: Run) -> None:
     """From asking the model that is not loaded to its first token; then the same of the loaded
-    one. What the receipts of our own servers say of the release."""
-    with _servers(run) as (servers, names, own):
+    one. What the receipts of our own servers say of the release. The second pair is asked for
+    completions: one of it is a base model."""
+    with _servers(run) as (servers, cases, own):
         async with bench.client() as session:
             await bench.warm_up(session, servers)
-            for number in range(2 * run.rounds):
-                for server in bench.in_turn(servers, number):
-                    if server.name == "uml with a standby":
-                        await asyncio.sleep(_PAUSE_S)
-                    asked = server.of(names[(number + 1) % 2])
-                    await run.measure("A to B", server.name, number, bench.change(session, asked))
+            for case, names in cases.items():
+                chat = BASE not in names
+                for number in range(2 * run.rounds):
+                    for server in bench.in_turn(servers, number):
+                        if server.name == "uml with a standby":
+                            await asyncio.sleep(_PAUSE_S)
+                        asked = replace(server, model=names[(number + 1) % 2], chat=chat)
+                        changed = bench.change(session, asked)
+                        await run.measure(case, server.name, number, changed)
         for name, s in own.items():
             run.note("release", name, 0, _released(s))
 

@@ -38,7 +38,7 @@ def test_prompts_never_begin_alike() -> None:
 
 
 async def test_compare_measures_each_server_in_every_round(tmp_path: Path) -> None:
-    models = {"alpha": {"options": {"slots": 4, "token_delay": 0.002}}}
+    models = {"alpha": {"options": {"slots": 4, "token_delay": 0.02}}}
     async with served(tmp_path, models=models) as s:
         servers = [Server(name, s.url, "alpha") for name in ("one", "two")]
         said: list[str] = []
@@ -47,7 +47,8 @@ async def test_compare_measures_each_server_in_every_round(tmp_path: Path) -> No
         for by_streams in found.values():
             assert [len(by_streams[n]) for n in (1, 2)] == [2, 2]
             assert all(r["tokens_per_s"] > 0 for rounds in by_streams.values() for r in rounds)
-            assert by_streams[1][0]["gap_p50_s"] >= 0.001
+            # The longest: what a busy machine is late for comes together.
+            assert by_streams[1][0]["gap_max_s"] >= 0.01
 
 
 async def test_compare_stops_at_a_server_that_fails(tmp_path: Path) -> None:
