@@ -35,6 +35,7 @@ from uml.supervisor.machine import Machine
 from uml.supervisor.pool import Pool
 from uml.supervisor.registry import Registry
 from uml.supervisor.reload import Reloading, Reread
+from uml.supervisor.spool import Spool
 
 #: How long handlers may take to say goodbye once all workers are gone.
 _GOODBYE_S = 2.0
@@ -73,7 +74,8 @@ class Supervisor:
             config, self.registry, environments, loaded.specs, self._machine, self.events
         )
         gate = Gate(config.host, config.api_key, config.allowed_hosts, config.allowed_origins)
-        self.gateway = Gateway(config, self.registry, self.pool, self.events, gate)
+        spool = Spool(config.home / "spool", config.spool_bytes)
+        self.gateway = Gateway(config, self.registry, self.pool, self.events, gate, spool)
         self.gateway.reloading = self._reloading = Reloading(self.gateway, reread)
         self._watch: FileWatch | None = None
         self._runner: web.AppRunner | None = None

@@ -144,6 +144,20 @@ def _sizes(value: Any) -> dict[str, int]:
         raise ValueError(f"for each device {SIZE_FORMS}") from None
 
 
+def _names(value: Any) -> dict[str, str]:
+    if isinstance(value, str):  # from the environment: "alloy=joe,nova=amy"
+        value = dict(part.split("=", 1) for part in _texts(value) if "=" in part) or None
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise ValueError('a table of names, like {alloy = "joe"}')
+    return {str(k).lower(): v for k, v in value.items()}
+
+
+def _lists(value: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, dict) or not all(isinstance(v, list) for v in value.values()):
+        raise ValueError('a table of lists, like {voice = ["one", "two"]}')
+    return {str(k): _texts(v) for k, v in value.items()}
+
+
 def _table(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("a table")
@@ -214,6 +228,8 @@ class Config:
     low_free_bytes, brake_bytes: device -> free bytes below which idle workers go, and busy ones.
     leak_limit_bytes: growth at equal load that gets a worker replaced; 0 = never.
     conversations_bytes: disk for the states of conversations of models that were unloaded.
+    spool_bytes: disk for uploads that wait, max_upload_bytes: of one; max_audio_s: of a recording.
+    voices: a client's name for a voice -> ours. profiles: name -> models that belong together.
     fake_device: "fake0:BYTES:DIR", for tests.
     """
 
@@ -239,6 +255,11 @@ class Config:
     brake_bytes: dict[str, int] = _now("brake", _sizes, {})
     leak_limit_bytes: int = _now("leak_limit", _size, 512 << 20)
     conversations_bytes: int = _now("conversations", _size, 1 << 30)
+    spool_bytes: int = _key("spool", _size, 4_000_000_000)
+    max_upload_bytes: int = _now("max_upload", _size, 1_000_000_000)
+    max_audio_s: float = _now("max_audio", _duration, 4 * 3600.0)
+    voices: dict[str, str] = _now("voices", _names, {})
+    profiles: dict[str, tuple[str, ...]] = _now("profiles", _lists, {}, env=False)
     load_stall_s: float = _now("load_stall", _limit, 120.0)
     beat_overdue_s: float = _now("beat_overdue", _limit, 10.0)
     drain_s: float = _now("drain", _duration, 30.0)

@@ -17,6 +17,7 @@ from uml.protocol.errors import ShuttingDown
 from uml.supervisor.api.gate import Gate
 from uml.supervisor.api.live import Live
 from uml.supervisor.api.sse import Flusher
+from uml.supervisor.spool import Spool
 
 if TYPE_CHECKING:
     from uml.supervisor.config import Config
@@ -36,6 +37,7 @@ class Gateway:
     pool: Pool
     events: Events
     gate: Gate
+    spool: Spool
     url: str = ""
     ready: bool = False
     stopping: bool = False

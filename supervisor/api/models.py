@@ -12,6 +12,7 @@ from uml.protocol.errors import Conflict
 from uml.supervisor import crashes
 from uml.supervisor.api.answers import dump
 from uml.supervisor.api.gateway import GATEWAY, Gateway
+from uml.supervisor.api.voices import languages_of, voices_of
 
 if TYPE_CHECKING:
     from uml.supervisor.registry import Model
@@ -40,6 +41,7 @@ def describe(model: Model, gateway: Gateway, loaded: Mapping[str, str]) -> dict[
         "parameters": facts.parameters if facts else None,
         "size_bytes": model.file.size_bytes,
         "context_length": facts.context_length if facts else None,
+        **(_speech(model) if facts and facts.type in ("tts", "stt") else {}),
         "state": "broken" if model.error else loaded.get(model.id, resting),
         "backend": model.backend,
         "aliases": list(model.aliases),
@@ -47,6 +49,14 @@ def describe(model: Model, gateway: Gateway, loaded: Mapping[str, str]) -> dict[
         "source": model.source,
         "error": model.error,
     }
+
+
+def _speech(model: Model) -> dict[str, Any]:
+    """What a model speaks or hears. languages: codes."""
+    told: dict[str, Any] = {"languages": languages_of(model.facts) if model.facts else []}
+    if found := voices_of(model):
+        told["voices"] = [voice.id for voice in found]
+    return told
 
 
 async def list_models(request: web.Request) -> web.Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from uml.supervisor.api import configuration, inference, logs, metrics, models, native
+from uml.supervisor.api import audio, configuration, inference, logs, metrics, models, native
 from uml.supervisor.api.errors import boundary, mark
 from uml.supervisor.api.gateway import GATEWAY, Gateway
 
@@ -25,6 +25,10 @@ def make_app(gateway: Gateway, *, max_body_bytes: int = MAX_BODY_BYTES) -> web.A
             web.post("/v1/chat/completions", inference.chat),
             web.post("/v1/completions", inference.complete),
             web.post("/v1/embeddings", inference.embed),
+            web.post("/v1/audio/transcriptions", audio.transcribe),
+            web.post("/v1/audio/translations", audio.translate),
+            web.post("/v1/audio/speech", audio.speak),
+            web.get("/v1/audio/voices", audio.list_voices),
             web.get("/status", native.status),
             web.get("/stats", native.stats),
             web.get("/metrics", metrics.metrics),

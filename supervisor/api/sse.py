@@ -11,7 +11,7 @@ still gets its proper status.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -53,15 +53,22 @@ class Flusher:
 class Outlet:
     """The body of one stream. Texts sent before `open` wait for it."""
 
-    def __init__(self, request: web.Request, flusher: Flusher) -> None:
+    def __init__(
+        self, request: web.Request, flusher: Flusher, headers: Mapping[str, str] = HEADERS
+    ) -> None:
         self._request, self._flusher = request, flusher
         self._transport: asyncio.Transport | None = None
         self._texts: list[str] = []
         self._dirty = False
         self._chunked = request.version >= HttpVersion11
-        self._response = web.StreamResponse(headers=HEADERS)
+        self._response = web.StreamResponse(headers=headers)
         #: Done when the first content was sent.
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def hold_s(self) -> float | None:
+        """How long headers wait for the first output; None: until it is there."""
+        return HOLD_S
 
     @property
     def opened(self) -> bool:
@@ -75,12 +82,12 @@ class Outlet:
     def send(self, text: str) -> None:
         """Write one or more whole events, soon."""
         self._texts.append(text)
+        if not self.started.done():
+            self.started.set_result(None)
         if not self._dirty:
             self._dirty = True
             if self._transport is not None:
                 self._flusher.add(self)
-            elif not self.started.done():
-                self.started.set_result(None)
 
     def comment(self, text: str) -> None:
         """Something to keep the connection alive, which clients skip."""
@@ -92,10 +99,18 @@ class Outlet:
         self._dirty = False
         if self._transport is None or not self._texts:
             return
-        data = "".join(self._texts).encode("utf-8", "replace")
-        self._texts.clear()
+        data = self._collected()
         if not self._transport.is_closing():
             self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def _collected(self) -> bytes:
+        data = "".join(self._texts).encode("utf-8", "replace")
+        self._texts.clear()
+        return data
+
+    def fail(self, text: str) -> None:
+        """The stream's last event, which says why there is no more."""
+        self.send(text)
 
     def backlog(self) -> int:
         """Bytes that the reader has not taken yet."""
@@ -144,6 +159,46 @@ class Outlet:
         return True
 
 
+class ByteOutlet(Outlet):
+    """A stream of plain bytes: nothing can be said in it but those, and one that fails is broken
+    off, so that nobody takes it for whole."""
+
+    def __init__(self, request: web.Request, flusher: Flusher, media_type: str) -> None:
+        super().__init__(request, flusher, HEADERS | {"Content-Type": media_type})
+        self._pieces: list[bytes] = []
+        self._failed = False
+
+    @property
+    def hold_s(self) -> float | None:
+        return None
+
+    def send_bytes(self, data: bytes) -> None:
+        self._pieces.append(data)
+        self.send("")
+
+    def comment(self, text: str) -> None:
+        """There is no place for one."""
+
+    def fail(self, text: str) -> None:
+        self._failed = True
+
+    def backlog(self) -> int:
+        return sum(map(len, self._pieces)) + super().backlog()
+
+    async def close(self, *, cut: bool = False) -> None:
+        if self._failed and self._transport is not None:
+            self.flush()
+            self._transport.abort()
+            raise ConnectionResetError("broken off")
+        await super().close(cut=cut)
+
+    def _collected(self) -> bytes:
+        self._texts.clear()
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        return data
+
+
 class Waiting(Protocol):
     """What a waiting client is told."""
 
@@ -166,7 +221,7 @@ async def stream(
     running = asyncio.create_task(work)
     both = (running, outlet.started)
     try:
-        await asyncio.wait(both, timeout=HOLD_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(both, timeout=outlet.hold_s, return_when=asyncio.FIRST_COMPLETED)
         if running.done():
             running.result()
         response = await outlet.open(waiting.headers())
@@ -176,7 +231,7 @@ async def stream(
         await asyncio.wait((running,))
         error = running.exception()
         if error is not None:
-            outlet.send(failed(error))
+            outlet.fail(failed(error))
         await outlet.close(cut=error is not None)
         return response
     finally:

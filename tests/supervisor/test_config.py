@@ -185,6 +185,7 @@ def test_documented_defaults_are_the_defaults(tmp_path: Path) -> None:
     """Where the example says "Default:" in its comment, the value is only an example."""
     top, _ = documented()
     example_only = {"home", "max_loaded", "cores", "budget", "reserve", "low_free", "brake"}
+    example_only |= {"voices", "profiles"}
     config, defaults = (
         read(
             re.sub(r"(?m)^#(?=[a-z_]+ = )", "", EXAMPLE.read_text().split("# --- one model")[0]),

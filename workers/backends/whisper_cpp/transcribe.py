@@ -157,7 +157,7 @@ def _delta(
                 for t in segment.tokens
             ],
         }
-    progress = min(1.0, end / total) if total else None
+    progress = round(min(1.0, end / total), 3) if total else None
     return {"text": segment.text, "segment": told, "progress": progress}
 
 
