@@ -3,13 +3,16 @@
 PYTHON ?= python3
 TOOLS ?= .venv/bin
 
-.PHONY: test fast lint format types bench soak soak-engine simulate serve wheel tools clean
+.PHONY: test fuzz-sound fast lint format types bench soak soak-engine simulate serve wheel tools clean
 
 test: ## everything, with real models
 	./run.py test
 
 fast: ## without the heavy backends
 	./run.py test --fast
+
+fuzz-sound: ## a thousand damaged sound files
+	UML_FUZZ=1000 ./run.py test -s -m speech tests/integration/test_speech_fuzz.py
 
 serve:
 	./run.py serve

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 from uml.protocol.errors import BadRequest, ProtocolError, Stalled
 from uml.supervisor import client_wire as wire
 from uml.supervisor.client_calls import Api, Call
+from uml.supervisor.client_files import Binary
 from uml.supervisor.client_wire import Record, Unreachable
 
 if TYPE_CHECKING:
@@ -52,7 +54,9 @@ class Client(Api):
     def _send(self, call: Call) -> Any:
         stream = _Answer(self._connect(), self.base_url)
         try:
-            response = stream.ask(call, wire.headers(self._key, call.content()))
+            response = stream.ask(call, self._key)
+            if call.answer == "download":
+                return Download(stream)
             if response.getheader("Content-Type", "").startswith("text/event-stream"):
                 if call.answer == "stream":
                     return Stream(stream, (value for _, value in stream.events()))
@@ -66,6 +70,8 @@ class Client(Api):
         stream.close()
         if call.answer == "text":
             return body.decode(errors="replace")
+        if call.answer == "bytes":
+            return Binary(body)
         try:
             return wire.parse(body) if body else Record()
         except ValueError as e:
@@ -98,14 +104,16 @@ class _Answer:
         self._connection, self._url = connection, url
         self._response: http.client.HTTPResponse | None = None
 
-    def ask(self, call: Call, headers: dict[str, str]) -> http.client.HTTPResponse:
+    def ask(self, call: Call, key: str | None) -> http.client.HTTPResponse:
+        body, media_type = call.content()
         try:
             self._connection.connect()
         except OSError as e:
             raise wire.nobody(self._url, e.strerror or e) from e
         with self._translated():
             path = urlsplit(self._url).path + call.path
-            self._connection.request(call.method, path, call.content(), headers)
+            headers = wire.headers(key, body, media_type)
+            self._connection.request(call.method, path, body, headers)
             self._response = self._connection.getresponse()
             if self._response.status >= 400:
                 after = self._response.getheader("Retry-After")
@@ -116,6 +124,16 @@ class _Answer:
         assert self._response
         with self._translated():
             return self._response.read()
+
+    def pieces(self, most: int) -> Iterator[bytes]:
+        """Bytes as they come, until the end. Raises: UmlError when it breaks off."""
+        assert self._response
+        while True:
+            with self._translated():
+                data = self._response.read1(most)
+            if not data:
+                return
+            yield data
 
     def events(self) -> Iterator[tuple[str, Any]]:
         """(name, value) until `[DONE]`. Raises: UmlError sent as an event, or when it breaks."""
@@ -157,6 +175,33 @@ class _Answer:
         if self._response:
             self._response.close()
         self._connection.close()
+
+
+class Download:
+    """A binary answer whose bytes are taken as they come. Closing it cancels the request."""
+
+    def __init__(self, answer: _Answer) -> None:
+        self._answer = answer
+
+    def iter_bytes(self, chunk_size: int = 65536) -> Iterator[bytes]:
+        return self._answer.pieces(chunk_size)
+
+    def stream_to_file(self, path: str | os.PathLike[str]) -> None:
+        with open(path, "wb") as f:
+            for piece in self.iter_bytes():
+                f.write(piece)
+
+    def close(self) -> None:
+        self._answer.close()
+
+    def __enter__(self) -> Download:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class Stream(Iterator[Any]):

@@ -11,6 +11,7 @@ import aiohttp
 from uml.protocol.errors import BadRequest, ProtocolError, Stalled
 from uml.supervisor import client_wire as wire
 from uml.supervisor.client_calls import Api, Call
+from uml.supervisor.client_files import Binary
 from uml.supervisor.client_wire import Record
 
 
@@ -62,14 +63,16 @@ class AsyncClient(Api):
         response.release()
         if call.answer == "text":
             return body.decode(errors="replace")
+        if call.answer == "bytes":
+            return Binary(body)
         try:
             return wire.parse(body) if body else Record()
         except ValueError as e:
             raise ProtocolError(f"{self.base_url}{call.path} did not answer JSON: {e}") from e
 
     async def _ask(self, session: aiohttp.ClientSession, call: Call) -> aiohttp.ClientResponse:
-        body = call.content()
-        headers = wire.headers(self._key, body)
+        body, media_type = call.content()
+        headers = wire.headers(self._key, body, media_type)
         url = self.base_url + call.path
         try:
             return await session.request(call.method, url, data=body, headers=headers)
@@ -130,6 +133,30 @@ def _translated(url: str) -> Iterator[None]:
         raise Stalled(f"{url} sent nothing in time") from e
     except (aiohttp.ClientError, OSError) as e:
         raise wire.broken(url, e) from e
+
+
+class AsyncDownload:
+    """A binary answer whose bytes are taken as they come. Closing it cancels the request."""
+
+    def __init__(self, response: aiohttp.ClientResponse, url: str) -> None:
+        self._response, self._url = response, url
+
+    async def iter_bytes(self, chunk_size: int = 65536) -> AsyncIterator[bytes]:
+        while True:
+            with _translated(self._url):
+                data = await self._response.content.read(chunk_size)
+            if not data:
+                return
+            yield data
+
+    async def close(self) -> None:
+        self._response.close()
+
+    async def __aenter__(self) -> AsyncDownload:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
 
 class AsyncStream:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
+from uml.supervisor.client_files import Form
+
 #: Told (stage, fraction or None) while a model loads.
 OnProgress = Callable[[str, float | None], None]
 
@@ -21,16 +23,22 @@ OnProgress = Callable[[str, float | None], None]
 class Call:
     """answer: "json" = one value; "stream" = an iterator of them; "done" = progress events are
     told to `on_progress` and the value of the last event is the answer; "text" = plain text;
-    "lines" = an iterator of its lines as they come."""
+    "lines" = an iterator of its lines as they come; "bytes" = a `Binary`; "download" = its bytes
+    as they come. form: sent instead of a JSON body."""
 
     method: str
     path: str
     body: dict[str, Any] | None = None
-    answer: Literal["json", "stream", "done", "text", "lines"] = "json"
+    answer: Literal["json", "stream", "done", "text", "lines", "bytes", "download"] = "json"
     on_progress: OnProgress | None = None
+    form: Form | None = None
 
-    def content(self) -> bytes | None:
-        return None if self.body is None else json.dumps(self.body).encode()
+    def content(self) -> tuple[bytes | None, str]:
+        """(the body, its media type)."""
+        if self.form is not None:
+            return self.form.content, self.form.media_type
+        body = None if self.body is None else json.dumps(self.body).encode()
+        return body, "application/json"
 
     def progress(self, data: dict[str, Any]) -> None:
         if self.on_progress:
@@ -47,6 +55,7 @@ class Api(abc.ABC):
         self.completions = _Completions(self)
         self.embeddings = _Embeddings(self)
         self.models = _Models(self)
+        self.audio = _Audio(self)
 
     @abc.abstractmethod
     def _send(self, call: Call) -> Any: ...
@@ -91,6 +100,21 @@ class Api(abc.ABC):
         """Unload one model, or all; answers with the receipts."""
         body = {"model": model, "all": all or None, "force": force or None}
         return self._send(Call("POST", "/unload", _given(body)))
+
+    def profiles(self) -> Any:
+        """Named sets of models: `profiles` is name -> models."""
+        return self._send(Call("GET", "/profiles"))
+
+    def use_profile(
+        self,
+        name: str,
+        *,
+        keep_alive: float | str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Any:
+        """Load all models of a profile, or none: `workers`."""
+        body = {"name": name, "keep_alive": keep_alive}
+        return self._load("/profiles/use", body, False, on_progress)
 
     def status(self) -> Any:
         """Devices, workers, queues, residue and the last receipts."""
@@ -168,6 +192,48 @@ class _Embeddings(_Group):
     def create(self, *, model: str, input: str | Sequence[Any], **params: Any) -> Any:
         texts = input if isinstance(input, str) else list(input)
         return self._create("/v1/embeddings", {"model": model, "input": texts} | params)
+
+
+class _Audio:
+    def __init__(self, api: Api) -> None:
+        self.transcriptions = _Transcriptions(api, "/v1/audio/transcriptions")
+        self.translations = _Transcriptions(api, "/v1/audio/translations")
+        self.speech = _Speech(api, "bytes")
+        self.voices = _Voices(api)
+
+
+class _Transcriptions(_Group):
+    def __init__(self, api: Api, path: str) -> None:
+        super().__init__(api)
+        self._path = path
+
+    def create(self, *, model: str, file: Any, stream: bool = False, **params: Any) -> Any:
+        """What is heard. file: a path, bytes, an open file, or (name, one of those). params:
+        OpenAI's (response_format, language, prompt ...) and `keep_alive`; forms that are no JSON
+        are answered as text. stream: iterates over events."""
+        fields = {"model": model, "stream": stream or None} | params
+        plain = params.get("response_format") in ("text", "srt", "vtt")
+        answer: Any = "stream" if stream else "text" if plain else "json"
+        return self._send(Call("POST", self._path, answer=answer, form=Form(fields, file)))
+
+
+class _Speech(_Group):
+    def __init__(self, api: Api, answer: Literal["bytes", "download"]) -> None:
+        super().__init__(api)
+        self._answer: Literal["bytes", "download"] = answer
+        if answer == "bytes":
+            #: The same call, whose answer's bytes can be taken as they come (`iter_bytes`).
+            self.with_streaming_response = _Speech(api, "download")
+
+    def create(self, *, model: str, input: str, voice: str | None = None, **params: Any) -> Any:
+        """A sound file as bytes, with `.content`, `.write_to_file(path)` as OpenAI's client has."""
+        body = _given({"model": model, "input": input, "voice": voice} | params)
+        return self._send(Call("POST", "/v1/audio/speech", body, self._answer))
+
+
+class _Voices(_Group):
+    def list(self) -> Any:
+        return self._send(Call("GET", "/v1/audio/voices"))
 
 
 class _Models(_Group):

@@ -60,13 +60,15 @@ def base_url(url: str | None) -> str:
     return url if "://" in url else f"http://{url}"
 
 
-def headers(api_key: str | None, body: bytes | None) -> dict[str, str]:
-    found = {"Accept": "application/json, text/event-stream"}
+def headers(
+    api_key: str | None, body: bytes | None, media_type: str = "application/json"
+) -> dict[str, str]:
+    found = {"Accept": "*/*"}
     key = api_key or os.environ.get("UML_API_KEY")
     if key:
         found["Authorization"] = f"Bearer {key}"
     if body is not None:
-        found["Content-Type"] = "application/json"
+        found["Content-Type"] = media_type
     return found
 
 

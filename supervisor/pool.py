@@ -30,6 +30,7 @@ from uml.supervisor.keeper import Keeper
 from uml.supervisor.machine import Machine, oom_kills
 from uml.supervisor.needs import Needs
 from uml.supervisor.pressure import Pressure
+from uml.supervisor.profiles import Profiles
 from uml.supervisor.relief import OUT_OF_MEMORY
 from uml.supervisor.scheduler import Scheduler
 from uml.supervisor.serving import Serving
@@ -83,6 +84,9 @@ class Pool:
         self.crew = Crew(config.home, environments, machine, events)
         self.serving = Serving(self, self._needs, environments, registry, self._ignores_cancel)
         self.commands = Commands(self, self._needs, environments, registry)
+        self.profiles = Profiles(
+            config, registry, self._needs, self.scheduler, self.commands, self.measure
+        )
         self._calls = self.serving.calls
         self.hearing = Hearing(self, registry)
         self.usage = Usage(config.home / "registry.sqlite", self.now)
@@ -135,6 +139,7 @@ class Pool:
         models whose workers are not what it says, with the settings that differ."""
         self._config, self.conversations.limit = config, config.conversations_bytes
         self._needs.configure(config)
+        self.profiles.configure(config)
         self.scheduler.budget.limit(config.budget, config.reserve_bytes)
         self.feed(
             self.scheduler.on_configured(self._limits(config), self._needs.adjusted, self.now())

@@ -51,6 +51,13 @@ def models_dir() -> Path:
     return Path(_given("UML_TEST_MODELS"))
 
 
+@pytest.fixture(scope="session")
+def speech() -> None:
+    """The environments of both speech backends and their models; `./run.py test` sees to them."""
+    for backend in ("WHISPER_PYTHON", "PIPER_PYTHON", "SPEECH_MODELS"):
+        _given(f"UML_TEST_{backend}")
+
+
 def _given(variable: str) -> str:
     value = os.environ.get(variable)
     if not value:

@@ -35,6 +35,7 @@ from uml.supervisor.api.wishes import Wishes, read_wishes, split_name
 
 if TYPE_CHECKING:
     from uml.protocol.messages import Done
+    from uml.supervisor.calls import Sink
 
 # --- speech to text ------------------------------------------------------------------------
 
@@ -237,7 +238,7 @@ def _is_openais(body: Mapping[str, Any], verb: str) -> bool:
     return split_name(str(body.get("model")))[0].strip().lower() in voices.OPENAI_MODELS[verb]
 
 
-async def run(gateway: Gateway, wishes: Wishes, task: Task, sink: Heard | Said) -> Done:
+async def run(gateway: Gateway, wishes: Wishes, task: Task, sink: Sink) -> Done:
     return await inference.run(gateway, wishes, Asked([task]), sink)
 
 

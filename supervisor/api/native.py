@@ -52,7 +52,7 @@ async def ready(request: web.Request) -> web.Response:
 
 
 async def status(request: web.Request) -> web.Response:
-    return _json(request.app[GATEWAY].status())
+    return json(request.app[GATEWAY].status())
 
 
 async def stats(request: web.Request) -> web.Response:
@@ -68,7 +68,7 @@ async def stats(request: web.Request) -> web.Response:
     model = loaded_or_known(gateway, name) if name else None
     rows = await gateway.pool.usage.rows(days_ago(count), model)
     total = together(rows).to_map()
-    return _json({"days": [row.to_map() for row in rows], "total": total})
+    return json({"days": [row.to_map() for row in rows], "total": total})
 
 
 # --- changing ------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ async def load(request: web.Request) -> web.StreamResponse:
     """Body: model, keep_alive?, options?, dry_run?, stream?."""
     gateway, body, wishes = await _read(request)
     if Fields(body).flag("dry_run"):
-        return _json(gateway.pool.commands.plan(wishes.model, options=wishes.options))
+        return json(gateway.pool.commands.plan(wishes.model, options=wishes.options))
 
     async def work(progress: Progress) -> dict[str, Any]:
         return await gateway.pool.commands.load(
@@ -88,7 +88,7 @@ async def load(request: web.Request) -> web.StreamResponse:
             progress=progress,
         )
 
-    return await _answer(request, body, work)
+    return await answer(request, body, work)
 
 
 async def swap(request: web.Request) -> web.StreamResponse:
@@ -96,7 +96,7 @@ async def swap(request: web.Request) -> web.StreamResponse:
     gateway, body, wishes = await _read(request)
     force = Fields(body).flag("force") or False
     if Fields(body).flag("dry_run"):
-        return _json(gateway.pool.commands.plan(wishes.model, swap=True, options=wishes.options))
+        return json(gateway.pool.commands.plan(wishes.model, swap=True, options=wishes.options))
 
     async def work(progress: Progress) -> dict[str, Any]:
         return await gateway.pool.commands.swap(
@@ -107,7 +107,7 @@ async def swap(request: web.Request) -> web.StreamResponse:
             progress=progress,
         )
 
-    return await _answer(request, body, work)
+    return await answer(request, body, work)
 
 
 async def unload(request: web.Request) -> web.StreamResponse:
@@ -119,7 +119,7 @@ async def unload(request: web.Request) -> web.StreamResponse:
     if bool(name) == everything:
         raise BadRequest("give 'model', or 'all': true", param="model")
     model = None if everything or name is None else loaded_or_known(gateway, name)
-    return _json({"receipts": await gateway.pool.commands.unload(model, force=force)})
+    return json({"receipts": await gateway.pool.commands.unload(model, force=force)})
 
 
 async def shutdown(request: web.Request) -> web.Response:
@@ -143,18 +143,18 @@ async def _read(request: web.Request) -> tuple[Gateway, dict[str, Any], Wishes]:
     return gateway, body, read_wishes(body, request.headers, gateway.registry)
 
 
-def _json(answer: object) -> web.Response:
+def json(answer: object) -> web.Response:
     return web.json_response(answer, dumps=dump)
 
 
-async def _answer(
+async def answer(
     request: web.Request,
     body: dict[str, Any],
     work: Callable[[Progress], Awaitable[dict[str, Any]]],
 ) -> web.StreamResponse:
     """The result as JSON, or as events `progress`*, then `done` or `error`."""
     if not Fields(body).flag("stream"):
-        return _json(await work(lambda stage, fraction: None))
+        return json(await work(lambda stage, fraction: None))
     gateway = request.app[GATEWAY]
     outlet, wait = Outlet(request, gateway.flusher), Wait()
 

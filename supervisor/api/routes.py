@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from uml.supervisor.api import audio, configuration, inference, logs, metrics, models, native
+from uml.supervisor.api import (
+    audio,
+    configuration,
+    inference,
+    logs,
+    metrics,
+    models,
+    native,
+    profiles,
+    socket,
+)
 from uml.supervisor.api.errors import boundary, mark
 from uml.supervisor.api.gateway import GATEWAY, Gateway
 
@@ -29,6 +39,9 @@ def make_app(gateway: Gateway, *, max_body_bytes: int = MAX_BODY_BYTES) -> web.A
             web.post("/v1/audio/translations", audio.translate),
             web.post("/v1/audio/speech", audio.speak),
             web.get("/v1/audio/voices", audio.list_voices),
+            web.get("/v1/ws", socket.serve, allow_head=False),
+            web.get("/profiles", profiles.list_profiles),
+            web.post("/profiles/use", profiles.use),
             web.get("/status", native.status),
             web.get("/stats", native.stats),
             web.get("/metrics", metrics.metrics),

@@ -15,7 +15,7 @@ from uml.supervisor.cli.parsing import Commands, Parser, not_understood, overvie
 _GROUPS = {
     "start and end": ("up", "serve", "stop", "test"),
     "models": ("run", "ls", "show", "pull", "rm"),
-    "memory": ("ps", "load", "unload", "swap", "status"),
+    "memory": ("ps", "load", "unload", "swap", "profile", "status"),
     "what happens": ("top", "stats", "logs"),
     "care": ("doctor", "selftest", "bench", "backends", "config", "version"),
 }
@@ -82,6 +82,7 @@ def build() -> tuple[Parser, Commands]:
         loading,
         logs,
         measuring,
+        profiles,
         pulling,
         run,
         selftest,
@@ -96,6 +97,7 @@ def build() -> tuple[Parser, Commands]:
         server,
         run,
         listing,
+        profiles,
         pulling,
         loading,
         logs,

@@ -135,7 +135,8 @@ def _describe(name: str) -> dict[str, Any]:
             "last_crash": crashes.last(config.home, model.id),
         }
         with contextlib.suppress(UmlError), remote.needs(config, registry) as needs:
-            found |= needs.size(model).to_map()
+            sized = needs.size(model).to_map()
+            found |= sized | {"error": found["error"], "estimate_error": sized.get("error")}
             family = registry.family(model)
             found["quantisations"] = {
                 m.id: needs.size(m).rank.name.lower() for m in family if len(family) > 1
@@ -176,7 +177,7 @@ def _lines(found: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:
     add("aliases", ", ".join(found.get("aliases") or []))
     add("type", found.get("type"))
     add("can", ", ".join(found.get("tasks") or facts.get("tasks") or []))
-    if "chat_template" in facts:
+    if "chat_template" in facts and "complete" in (found.get("tasks") or ()):
         add("chat template", "yes" if facts["chat_template"] else "none, completion only")
     add("architecture", facts.get("arch"))
     if facts.get("parameters"):
@@ -263,7 +264,7 @@ def _memory(found: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:
     )
     lines.append(("estimate", f"{words.size(guess['total_bytes'])}: {parts}"))
     if measured:
-        off = found.get("error") or 0.0
+        off = found.get("estimate_error") or 0.0
         text = f"{words.on_devices(measured)} at most; the estimate is {abs(off):.1%} "
         lines.append(("measured", text + ("above" if off > 0 else "below")))
     else:

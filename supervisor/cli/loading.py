@@ -170,7 +170,7 @@ def load_model(args: argparse.Namespace) -> int:
     if args.json:
         output.print_json(worker)
     else:
-        _loaded(worker, args.model)
+        say_loaded(worker, args.model)
     return 0
 
 
@@ -186,7 +186,7 @@ def swap_model(args: argparse.Namespace) -> int:
         output.print_json(found)
         return 0
     _receipts(found.receipts or [])
-    _loaded(found.worker or found, args.model)
+    say_loaded(found.worker or found, args.model)
     if found.total_s is not None:
         output.say(f"swapped in {words.seconds(found.total_s)}")
     return 0
@@ -218,7 +218,7 @@ def _plan(args: argparse.Namespace, verb: str, found: Mapping[str, Any]) -> int:
     return 0 if found.get("fits") else FAILED
 
 
-def _loaded(worker: Mapping[str, Any], model: str) -> None:
+def say_loaded(worker: Mapping[str, Any], model: str) -> None:
     took = f" in {words.seconds(worker['load_s'])}" if worker.get("load_s") is not None else ""
     details = [words.on_devices(worker.get("memory_bytes"))] if worker.get("memory_bytes") else []
     if worker.get("context"):

@@ -26,15 +26,21 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
 uml run smollm2-135m-instruct "Why is the sky blue?"
 uml run smollm2-135m-instruct
-cat notes.txt | uml run smollm2-135m-instruct "Summarise this:" --max-tokens 100"""
+cat notes.txt | uml run smollm2-135m-instruct "Summarise this:" --max-tokens 100
+uml run whisper-tiny-en talk.mp3 --srt -o talk.srt
+uml run joe "Good morning." -o morning.wav"""
 #: Numbers of a vector that are printed.
 _SHOWN = 8
 
 
 def register(commands: Commands) -> None:
-    parser = commands.add("run", ask, "ask a model; without a prompt, a conversation", _EXAMPLES)
+    parser = commands.add(
+        "run", ask, "ask, hear or speak; without a prompt, a conversation", _EXAMPLES
+    )
     parser.add_argument("model", metavar="MODEL", help="as `uml ls` names it")
-    parser.add_argument("prompt", metavar="PROMPT", nargs="*", help="what to ask")
+    parser.add_argument(
+        "prompt", metavar="PROMPT", nargs="*", help="what to ask or say, or the file to hear"
+    )
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
     parser.add_argument("--max-tokens", metavar="N", type=whole(1, 1 << 24), help="end there")
     parser.add_argument("--temperature", metavar="T", type=number(0, 2), help="0: no chance in it")
@@ -42,6 +48,13 @@ def register(commands: Commands) -> None:
         "--seed", metavar="N", type=whole(0, (1 << 31) - 1), help="to repeat an answer"
     )
     parser.add_argument("--keep-alive", metavar="TIME", type=duration, help='"10m", -1 = for ever')
+    parser.add_argument("-o", "--output", metavar="FILE", help="where speech or a transcript goes")
+    parser.add_argument("--voice", metavar="NAME", help="of a model with several")
+    parser.add_argument("--speed", metavar="X", type=number(0.25, 4), help="of speech, 1 = as is")
+    parser.add_argument("--language", metavar="CODE", help="of a recording: en, de ...")
+    parser.add_argument("--translate", action="store_true", help="a recording into English")
+    parser.add_argument("--srt", action="store_true", help="a transcript as subtitles")
+    parser.add_argument("--vtt", action="store_true", help="the same as WebVTT")
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="tokens/s and time to the first token"
     )
@@ -50,14 +63,20 @@ def register(commands: Commands) -> None:
 
 
 def ask(args: argparse.Namespace) -> int:
-    from uml.supervisor.cli import chat
+    from uml.supervisor.cli import chat, speech
 
-    prompt = _prompt(args)
+    _check_prompt(args)
     client = _server(args)
     model = _find(client, args.model)
     args.model = str(model.get("id") or args.model)
     can = model.get("tasks") or _guess(str(model.get("type") or ""))
+    if "transcribe" in can:
+        _load(client, args)
+        return speech.hear(client, args)
+    prompt = _prompt(args)
     _load(client, args)
+    if "speak" in can:
+        return speech.speak(client, args, prompt)
     if "chat" in can or "complete" in can:
         if prompt is None:
             chat.converse(client, args, chats="chat" in can)
@@ -72,6 +91,12 @@ def ask(args: argparse.Namespace) -> int:
 def _guess(kind: str) -> tuple[str, ...]:
     """What a model of this type can do, when the server does not say."""
     return ("embed",) if kind == "embedding" else ("chat",)
+
+
+def _check_prompt(args: argparse.Namespace) -> None:
+    """Before anything is started for it. Raises: Misuse."""
+    if not args.prompt and not _is_piped() and not (sys.stdin and sys.stdin.isatty()):
+        raise Misuse("there is no prompt", "give one, or pipe one in, or use a terminal")
 
 
 def _prompt(args: argparse.Namespace) -> str | None:
@@ -127,12 +152,17 @@ def _find(client: Client, name: str) -> Mapping[str, Any]:
 
 
 #: What people call the starters -> their source.
-_STARTERS = {"smollm2": "starter/chat", "all-minilm": "starter/embed"}
+_STARTERS = {
+    "smollm2": "starter/chat",
+    "all-minilm": "starter/embed",
+    "whisper": "starter/stt",
+    "joe": "starter/tts",
+}
 
 
 def _starter(name: str) -> str | None:
     word = name.casefold()
-    if word in ("chat", "embed"):
+    if word in ("chat", "embed", "stt", "tts"):
         return f"starter/{word}"
     return next((source for start, source in _STARTERS.items() if word.startswith(start)), None)
 

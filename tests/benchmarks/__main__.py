@@ -24,7 +24,7 @@ if "uml" not in sys.modules:
     sys.modules["uml"] = _uml
     sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks import chats, gateway, generation, report, swaps  # noqa: E402
+from tests.benchmarks import chats, gateway, generation, report, speech, swaps  # noqa: E402
 from tests.benchmarks.bench_run import Run, Section  # noqa: E402
 from uml.supervisor.paths import cache_dir  # noqa: E402
 
@@ -37,6 +37,7 @@ SECTIONS: dict[str, Section] = {
     "thrash": swaps.thrash,
     "gateway": gateway.gateway,
     "memory": gateway.memory,
+    "speech": speech.speech,
 }
 
 

@@ -82,6 +82,10 @@ TITLES = {
     "supervisor_empty_mb": "supervisor, nothing loaded",
     "supervisor_mb": "supervisor",
     "worker_mb": "worker or server",
+    "rtf": "real-time factor",
+    "first_sound_s": "first sound",
+    "whole_s": "whole answer",
+    "first_per_sentence": "first sound / first sentence alone",
 }
 
 BARS = [
@@ -107,6 +111,9 @@ BARS = [
     Bar("swap", "A to B", "whole_per_loaded", "", at_most=1.6, ours=STANDBY),
     Bar("gateway", "64 streams", "total_us", "", at_most=50, unit=" µs"),
     Bar("gateway", "tiny request", "p50_s", "", at_most=2, scale=1000, unit=" ms"),
+    Bar("speech", "22 s heard", "rtf", BARE, at_most=1.05),
+    Bar("speech", "7 s spoken", "rtf", BARE, at_most=1.05),
+    Bar("speech", "a minute spoken", "first_per_sentence", "", at_most=1.2),
     Bar("gateway", "500 open streams", "rss_mb", "", at_most=90, unit=" MB"),
 ]
 

@@ -20,6 +20,13 @@ from uml.supervisor.client import Client
 
 RUN = Path(__file__).resolve().parents[2] / "run.py"
 CHAT, BASE, EMBED = "smollm2-135m-instruct", "gemma-3-270m", "all-minilm-l6-v2"
+STT, TTS = "whisper-tiny-en", "joe"
+#: Backend -> the variable that leads to its environment's interpreter.
+BACKENDS = {
+    "llama_cpp": "UML_TEST_LLAMA_PYTHON",
+    "whisper_cpp": "UML_TEST_WHISPER_PYTHON",
+    "piper": "UML_TEST_PIPER_PYTHON",
+}
 
 
 def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
@@ -56,17 +63,21 @@ def fake_model(home: Path, name: str, **facts: Any) -> None:
 
 @contextmanager
 def serving(home: Path, **environ: str) -> Iterator[Serving]:
-    """With the real models and the llama_cpp environment where the test run has them."""
+    """With the real models and the backends' environments where the test run has them."""
     (home / "backends").mkdir(parents=True, exist_ok=True)
     env = os.environ | {
         "UML_HOME": str(home),
         "UML_SCAN_DEFAULT_STORES": "false",
         "UML_PORT": "0",
-        "UML_MODEL_DIRS": os.environ.get("UML_TEST_MODELS", ""),
+        "UML_MODEL_DIRS": os.pathsep.join(
+            folder
+            for name in ("UML_TEST_MODELS", "UML_TEST_SPEECH_MODELS")
+            if (folder := os.environ.get(name))
+        ),
     }
-    if python := os.environ.get("UML_TEST_LLAMA_PYTHON"):
-        link = home / "backends/llama_cpp"
-        if not link.exists():
+    for backend, variable in BACKENDS.items():
+        link = home / "backends" / backend
+        if (python := os.environ.get(variable)) and not link.exists():
             link.symlink_to(Path(python).parent.parent)
     errors = (home / "stderr.log").open("ab")
     process = subprocess.Popen(

@@ -179,7 +179,7 @@ async def test_client_that_leaves_in_the_middle_of_an_upload_leaves_nothing(tmp_
 
 async def test_client_that_leaves_cancels_the_transcription(tmp_path: Path) -> None:
     async with served(tmp_path, files=FILES) as house:
-        body = form(prompt="slow=30")
+        body = form(prompt="slow=0.1 flood=600")
         asked = asyncio.create_task(house.session.post(house.url + HEAR, data=body))
         await until(lambda: house.busy() == 1)
         asked.cancel()

@@ -25,7 +25,7 @@ _FORMATS = (
 )
 #: `mov,mp4,...` and `matroska,webm` are one demuxer each; these say in their header how long the
 #: sound is, others are estimated by ffmpeg.
-_SAY_LENGTH = ("wav", "w64", "aiff", "caf", "flac", "mov", "matroska")
+_SAY_LENGTH = ("w64", "aiff", "caf", "flac", "mov", "matroska")
 _MAX_RATE, _MIN_RATE, _MAX_CHANNELS = 384_000, 1000, 16
 #: Packets in a row that nothing can be made of.
 _MAX_BROKEN = 2000
@@ -146,25 +146,28 @@ def _stream(container: Any) -> Any:
 
 def _claimed(file: IO[bytes], container: Any, stream: Any) -> float:
     """Seconds that the header says; 0 where it says nothing."""
-    if container.format.name.split(",")[0] not in _SAY_LENGTH or not stream.duration:
-        return 0.0
-    if container.format.name == "wav" and _open_ended(file):
+    kind = container.format.name.split(",")[0]
+    if kind == "wav":
+        return _claimed_by_wav(file)
+    if kind not in _SAY_LENGTH or not stream.duration:
         return 0.0
     return max(0.0, float(stream.duration * stream.time_base))
 
 
-def _open_ended(file: IO[bytes]) -> bool:
-    """Whether a WAV file was written by a program that did not know its length."""
+def _claimed_by_wav(file: IO[bytes]) -> float:
+    """What ffmpeg corrects in silence. Source: Multimedia Programming Interface and Data
+    Specifications 1.0, WAVE: chunks of a name, a length and their data."""
     at = file.tell()
     try:
-        file.seek(4)
-        size = int.from_bytes(file.read(4), "little")
+        file.seek(0)
         head = file.read(1 << 16)
-        where = head.find(b"data")
-        data = int.from_bytes(head[where + 4 : where + 8], "little") if where >= 0 else 1
     finally:
         file.seek(at)
-    return size in _UNKNOWN_SIZES or data in _UNKNOWN_SIZES
+    form, data = head.find(b"fmt "), head.find(b"data")
+    if form < 0 or data < form or len(head) < data + 8:
+        return 0.0
+    per_second, size = (int.from_bytes(head[i : i + 4], "little") for i in (form + 16, data + 4))
+    return size / per_second if per_second and size not in _UNKNOWN_SIZES else 0.0
 
 
 def _decoded(file: IO[bytes], stopped: Callable[[], bool]) -> Iterator[np.ndarray[Any, Any]]:

@@ -33,7 +33,7 @@ class WhisperCpp(Backend):
         from uml.workers.backends.whisper_cpp.model import Model
 
         progress("weights", None)
-        model = Model(load.files[0], load.threads)
+        model = Model(load.files[0], lambda: self.threads)
         progress("warm-up", None)
         model.warm_up()
         self._model = model

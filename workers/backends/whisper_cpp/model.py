@@ -62,9 +62,10 @@ class Wishes:
 
 
 class Model:
-    """Threads may share it: `hear` is done for one at a time, in order of their coming."""
+    """Threads may share it: `hear` is done for one at a time, in order of their coming. threads:
+    how many of the library's may compute, asked for every window."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: Callable[[], int]) -> None:
         with open(path, "rb") as f:  # the library takes anything, and crashes later
             if f.read(4) != _MAGIC:
                 raise InvalidModel(f"{path} is no whisper.cpp model")
@@ -135,7 +136,7 @@ class Model:
             lib.whisper_sampling_strategy.WHISPER_SAMPLING_GREEDY
         )
         params.print_progress = False
-        params.n_threads = self._threads
+        params.n_threads = self._threads()
         params.no_context = True
         params.language = wishes.language
         params.translate = wishes.translate
