@@ -187,11 +187,17 @@ class Admission:
 
         def before(other: str) -> bool:
             theirs = lines.get(other)
-            return other != model and not (
-                mine and theirs and self._rank(mine) < self._rank(theirs)
-            )
+            first = mine and theirs and self._rank(mine) < self._rank(theirs)
+            return other != model and not (first and self._is_stuck(other))
 
         return self._claims.held_back(things, before)
+
+    def _is_stuck(self, claimant: str) -> bool:
+        """All whom it waited for are gone, and it lacks something still."""
+        claim, own = self._claims.get(claimant), self._fleet.serving.get(claimant)
+        if claim is None or claim.victims:
+            return False
+        return bool(self._budget.missing(claim.wants, holder=own.id if own else None))
 
     # --- who may leave ---------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """What models hold while others leave for them.
 
-A claim is made at once with the decision who leaves: from then on nobody who ranks after the
-claimant is promised what the victims give back, nor what is free and the claimant needs besides.
-Who ranks before it is: else each could wait for the other.
+A claim is made at once with the decision who leaves: from then on nobody else is promised what
+the victims give back, nor what is free and the claimant needs besides. Unless that was in vain:
+then who ranks before the claimant need not wait for it, else each could wait for the other.
 """
 
 from __future__ import annotations

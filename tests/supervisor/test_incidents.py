@@ -286,3 +286,18 @@ def test_urgent_load_does_not_wait_for_a_claim_that_waits_for_it() -> None:
     world.gone("w3")
     world.residue_goes("w1")
     assert world.state("d") is State.LOADING
+
+
+def test_request_that_runs_again_does_not_take_the_room_its_worker_was_making() -> None:
+    """A was leaving for B when it died: B comes first, although A's request is the older one."""
+    world = World(max_wait_s=0.0)
+    a = world.bring(big("a"), 1)
+    world.wait(1)
+    world.ask(2, big("b"))
+    world.do(world.scheduler.on_failed(a, WorkerDied("crash"), world.clock, died=True))
+    world.finish(1)
+    world.ask(3, big("a"), rerun_since=0.0)
+    world.gone(a)
+    assert come_up(world, "b") == world.granted[2] and 3 not in world.granted
+    world.finish(2)
+    assert come_up(world, "a") == world.granted[3]
