@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
+import os
 import struct
+import subprocess
+import sys
 import threading
 import time
+import wave
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import psutil
 import pysubs2
 import pytest
 
 from tests.integration import sounds
-from tests.integration.serving import STT, TTS, Serving, fake_model, serving, until
+from tests.integration.serving import CHAT, RUN, STT, TTS, Serving, fake_model, serving, until
 from tests.integration.sounds import JFK, JFK_WORDS, words
+from uml.protocol.errors import UmlError
 
 openai = pytest.importorskip("openai", reason="the extra `test` is not installed")
 pytestmark = [pytest.mark.speech, pytest.mark.timeout(600)]
@@ -387,3 +394,56 @@ def test_voice_borrows_the_memory_that_a_chat_model_fills_and_gives_it_back(
             assert [w["model"] for w in small.client.status()["workers"]] == ["filler"]
         receipts = small.client.status()["receipts"]
         assert {r["verified"] for r in receipts} == {"yes"} and len(receipts) == 2
+
+
+def test_own_client_and_command_line_hear_and_speak(served: Serving, tmp_path: Path) -> None:
+    uml, file = served.client, tmp_path / "said.wav"
+    uml.audio.speech.create(model="tts-1", input=SENTENCES[0]).write_to_file(tmp_path / "said.mp3")
+    told = uml.audio.transcriptions.create(model="whisper-1", file=tmp_path / "said.mp3")
+    assert sounds.errors(words(SENTENCES[0]), words(told.text)) <= 1
+    run = [sys.executable, str(RUN), "run"]
+    env = os.environ | {"UML_URL": served.url, "UML_HOME": str(served.home)}
+    common: Any = {"env": env, "capture_output": True, "timeout": 120, "stdin": subprocess.DEVNULL}
+    done = subprocess.run([*run, TTS, SENTENCES[0], "-o", str(file)], check=True, **common)
+    with wave.open(str(file)) as sound:
+        assert 2 < sound.getnframes() / sound.getframerate() < 5, "the header has the length"
+    done = subprocess.run([*run, STT, str(file), "--srt"], check=True, text=True, **common)
+    (cue, *_) = pysubs2.SSAFile.from_string(done.stdout, format_="srt")
+    assert sounds.errors(words(SENTENCES[0]), words(cue.plaintext)) <= 1
+
+
+def test_websocket_hears_while_it_is_spoken(served: Serving) -> None:
+    async def talk() -> tuple[list[Any], str]:
+        found = []
+        async with aiohttp.ClientSession() as session:
+            async with session.ws_connect(f"{served.url}/v1/ws") as socket:
+                await socket.send_json({"type": "transcribe", "id": "t", "model": STT})
+                raw = sounds.samples(JFK).tobytes()
+                for start in range(0, len(raw), 32_000):
+                    await socket.send_bytes(raw[start : start + 32_000])
+                    await asyncio.sleep(0.2)
+                await socket.send_json({"type": "end", "id": "t"})
+                while not found or found[-1]["type"] != "done":
+                    found.append(await socket.receive_json(timeout=60))
+                    assert found[-1]["type"] != "error", found[-1]
+        return found, found[-1]["text"]
+
+    found, text = asyncio.run(talk())
+    assert {m["type"] for m in found} == {"partial", "final", "done"}
+    assert sounds.errors(JFK_WORDS, words(text)) <= 3, text
+
+
+@pytest.mark.llama
+def test_voice_stack_is_loaded_together_or_refused(
+    tmp_path: Path, speech: None, models_dir: Path
+) -> None:
+    own = tmp_path / "uml.toml"
+    own.write_text(f'[profiles]\nvoice = ["{CHAT}", "{STT}", "{TTS}"]\n')
+    with serving(tmp_path / "a", UML_CONFIG=str(own)) as s:
+        found = s.client.use_profile("voice")
+        assert [w.model for w in found.workers] == [CHAT, STT, TTS]
+        assert {w["model"] for w in s.client.status()["workers"]} == {CHAT, STT, TTS}
+    with serving(tmp_path / "b", UML_CONFIG=str(own), UML_BUDGET="ram=700MB") as small:
+        with pytest.raises(UmlError, match=rf"{CHAT} \d+ MB \+ {STT} \d+ MB \+ {TTS} \d+ MB ="):
+            small.client.use_profile("voice")
+        assert not small.client.status()["workers"]

@@ -1,6 +1,7 @@
 """Damaged sound files: each is answered, nothing hangs, and a worker's death costs nobody else.
 
-UML_FUZZ=N tries N files instead of a few (`make fuzz-sound` a thousand); UML_FUZZ_SEED other ones.
+UML_TEST_FUZZ=N tries N files instead of a few (`make fuzz-sound` a thousand); UML_TEST_FUZZ_SEED
+other ones.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from tests.integration.serving import STT, Serving, serving
 from uml.protocol.errors import UmlError
 
 pytestmark = [pytest.mark.speech, pytest.mark.timeout(3600)]
-COUNT = int(os.environ.get("UML_FUZZ", "60"))
-SEED = int(os.environ.get("UML_FUZZ_SEED", "1"))
+COUNT = int(os.environ.get("UML_TEST_FUZZ", "60"))
+SEED = int(os.environ.get("UML_TEST_FUZZ_SEED", "1"))
 #: Of what a file may be answered with: heard, refused, or (a worker that died of it) said to be so.
 ANSWERS = {200, 400, 413, 502}
 
