@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uml.supervisor.selftest.saboteur import Struck
@@ -95,6 +95,7 @@ def test_short_run_tells_no_slope() -> None:
     assert any("too few swaps" in check.text for check in verdict.checks)
 
 
+@settings(deadline=None)
 @given(st.floats(-1000, 1000), st.lists(st.integers(0, 99), max_size=10, unique=True))
 def test_slope_survives_a_few_outliers(per_step: float, outliers: list[int]) -> None:
     values = [per_step * i for i in range(100)]
