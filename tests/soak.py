@@ -143,12 +143,13 @@ def _rows(r: Result) -> dict[str, str]:
         f"{r['asked_again']} put to the next supervisor",
     ]
     ram = format_size(machine["ram_bytes"])
+    told = {c["name"]: c["text"].replace("\n", "; ") for c in r["checks"]}
     return {
         "result": f"**NOT held: {', '.join(failed)}**" if failed else "everything held",
         "when": f"{when}, took {minutes:.0f} min",
         "machine": f"{machine['cores']} cores ({machine['cpu']}), {ram}, {machine['system']}",
         "versions": f"uml {machine['version']}, Python {machine['python']}",
-        "swaps": f"{r['swaps']}, seed {r['seed']}",
+        "swaps": f"{told['swaps']}, seed {r['seed']}",
         "killed": f"{sum(kills.values())} workers ({at}), {r['supervisors_killed']} supervisors",
         "requests": ", ".join(asked),
         "receipts": ", ".join(f"{count} verified {word}" for word, count in r["receipts"].items()),
@@ -156,7 +157,7 @@ def _rows(r: Result) -> dict[str, str]:
         "swap, asked to first token": _spread(r["swap_s"]),
         "the same while something was killed": _spread(r["disturbed_swap_s"]),
         "start of the next supervisor to listening": _spread(r["restart_s"]),
-        **{c["name"]: c["text"].replace("\n", "; ") for c in r["checks"] if c["name"] in _TOLD},
+        **{name: told[name] for name in _TOLD},
     }
 
 
