@@ -1,7 +1,7 @@
 """Brings the library in, early and no more of it than is used: every swap waits for it.
 
-Measured on a quiet machine, ms from the interpreter's start: `import llama_cpp` 140, most of it
-numpy and the high-level classes; the low-level calls alone 55.
+Measured, ms from the interpreter's start: `import llama_cpp` 108 to 172 (busy machine), most of it
+numpy and the high-level classes; the low-level calls alone about 60 (quiet).
 """
 
 from __future__ import annotations
