@@ -24,7 +24,7 @@ if "uml" not in sys.modules:
     sys.modules["uml"] = _uml
     sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks import chats, gateway, generation, report, speech, swaps  # noqa: E402
+from tests.benchmarks import chats, forms, gateway, generation, report, speech, swaps  # noqa: E402
 from tests.benchmarks.bench_run import Run, Section  # noqa: E402
 from uml.supervisor.paths import cache_dir  # noqa: E402
 
@@ -33,6 +33,7 @@ SECTIONS: dict[str, Section] = {
     "crowd": generation.crowd,
     "long-prompt": generation.long_prompt,
     "chats": chats.chats,
+    "forms": forms.forms,
     "swap": swaps.swap,
     "thrash": swaps.thrash,
     "gateway": gateway.gateway,

@@ -54,6 +54,7 @@ TITLES = {
     "gap_p50_s": "gap p50",
     "gap_p99_s": "gap p99",
     "gap_max_s": "longest gap",
+    "s_per_token": "time per token",
     "long_first_s": "first token of the long prompt",
     "lost": "lost",
     "first_s": "first token after a change",

@@ -30,6 +30,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "first_p50_s",
         "first_p99_s",
     ),
+    "forms": ("gap_p50_s", "s_per_token"),
     "swap": (
         "first_s",
         "loaded_first_s",
