@@ -22,6 +22,8 @@ from uml.workers.sound.decode import RATE
 _WINDOW = 30 * RATE
 #: Shorter than this the library hears nothing; what is left at the end is let go.
 _SHORTEST = RATE // 10
+#: What Whisper writes where it hears nobody.
+_NOTHING_SAID = ("", "[BLANK_AUDIO]")
 #: A window whose loudest sample is below this (-60 dB) is silence; Whisper would invent words.
 _SILENCE = 1e-3
 #: Text that compresses better than this goes round in circles, and is no prompt for what follows.
@@ -71,7 +73,7 @@ def transcribe(
         language = found
         begin = tape.position / RATE
         for segment in heard:
-            if segment.text.strip():
+            if segment.text.strip() not in _NOTHING_SAID:
                 yield _delta(segment, number, begin, len(window) / RATE, total, task)
                 number += 1
         past = _remember(past, heard)
