@@ -12,7 +12,7 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -131,6 +131,14 @@ async def _post(
     raise AssertionError("unreachable")
 
 
+async def events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any] | None]:
+    """What a streamed answer sends, as it comes; None is its `[DONE]`."""
+    async for line in response.content:
+        if line.startswith(b"data:"):
+            data = line[5:].strip()
+            yield None if data == b"[DONE]" else json.loads(data)
+
+
 async def _read(
     response: aiohttp.ClientResponse, begun: float, heard: Callable[[str], None]
 ) -> Stream:
@@ -138,14 +146,11 @@ async def _read(
     if response.status != 200:
         found.error = f"{response.status}: {(await response.text())[:200]}"
         return found
-    async for line in response.content:
+    async for event in events(response):
         now = time.perf_counter()
-        if not line.startswith(b"data:"):
-            continue
-        if line[5:].strip() == b"[DONE]":
+        if event is None:
             done = True
             continue
-        event = json.loads(line[5:])
         if "error" in event:
             found.error = str(event["error"])[:200]
         if usage := event.get("usage"):

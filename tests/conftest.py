@@ -99,12 +99,18 @@ def _fds() -> set[str]:
     return found
 
 
+#: A pid in a file's name, and no digit of a random suffix.
+_PID = re.compile(r"(?<![a-z0-9])\d+(?![a-z0-9])")
+
+
 def _segments() -> set[str]:
     """Our /dev/shm entries; one that names another live process belongs to that one's tests."""
     return {
         str(path)
         for path in Path("/dev/shm").glob("uml-*")
-        if not any(_somebody_else(pid) for pid in re.findall(r"\d+", path.name))
+        if not any(
+            _somebody_else(pid) for pid in re.findall(r"(?<![a-z0-9])\d+(?![a-z0-9])", path.name)
+        )
     }
 
 

@@ -19,19 +19,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-if "uml" not in sys.modules:
-    _uml = types.ModuleType("uml")
-    _uml.__path__ = [str(ROOT)]
-    sys.modules["uml"] = _uml
+from tests.mount import ROOT  # before all of ours
 
-from uml.supervisor.paths import cache_dir  # noqa: E402
-from uml.supervisor.units import format_size  # noqa: E402
+# isort: split
+from uml.supervisor.paths import cache_dir
+from uml.supervisor.units import format_size
 
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- soak: written by `make soak` -->", "<!-- end of soak -->"

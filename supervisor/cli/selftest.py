@@ -85,8 +85,7 @@ def selftest(args: argparse.Namespace) -> int:
     finally:
         if kept:
             output.note(f"logs of the supervisor and its workers are kept in {house.home}")
-        else:
-            house.remove()
+        house.remove(logs=not kept)
     report = {
         "at": begun,
         "seconds": round(time.time() - begun, 1),

@@ -14,19 +14,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-import types
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if "uml" not in sys.modules:
-    _uml = types.ModuleType("uml")
-    _uml.__path__ = [str(ROOT)]
-    sys.modules["uml"] = _uml
-    sys.path.insert(0, str(ROOT))
+from tests.mount import ROOT  # before all of ours
 
-from tests.benchmarks import chats, forms, gateway, generation, report, speech, swaps  # noqa: E402
-from tests.benchmarks.bench_run import Run, Section  # noqa: E402
-from uml.supervisor.paths import cache_dir  # noqa: E402
+# isort: split
+from tests.benchmarks import chats, forms, gateway, generation, report, speech, swaps
+from tests.benchmarks.bench_run import Run, Section
+from uml.supervisor.paths import cache_dir
 
 SECTIONS: dict[str, Section] = {
     "streams": generation.streams,

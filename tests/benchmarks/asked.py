@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 
 from tests.integration.serving import CHAT
+from uml.supervisor import bench
 
 #: Tokens that are compared.
 _FIRST = 16
@@ -215,13 +216,10 @@ async def _streamed(
 ) -> Answer:
     found, choices, finish = Answer(), dict[int, list[Token]](), dict[int, str]()
     done = False
-    async for line in response.content:
-        if not line.startswith(b"data:"):
-            continue
-        if line[5:].strip() == b"[DONE]":
+    async for event in bench.events(response):
+        if event is None:
             done = True
             continue
-        event = json.loads(line[5:])
         if "error" in event:
             raise Refused(str(event["error"])[:200])
         if event.get("usage"):

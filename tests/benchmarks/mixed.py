@@ -19,27 +19,22 @@ import random
 import re
 import sys
 import time
-import types
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-if "uml" not in sys.modules:
-    _uml = types.ModuleType("uml")
-    _uml.__path__ = [str(ROOT)]
-    sys.modules["uml"] = _uml
+import aiohttp
+import psutil
 
-import aiohttp  # noqa: E402
-import psutil  # noqa: E402
+from tests.mount import ROOT  # before all of ours
 
-from tests.benchmarks import asked, probes  # noqa: E402
-from tests.benchmarks.asked import Answer, Talk  # noqa: E402
-from tests.benchmarks.servers import ours  # noqa: E402
-from uml.protocol import __version__  # noqa: E402
-from uml.supervisor import bench  # noqa: E402
-from uml.supervisor.paths import cache_dir  # noqa: E402
+# isort: split
+from tests.benchmarks import asked, probes
+from tests.benchmarks.asked import Answer, Talk
+from tests.benchmarks.servers import ours
+from uml.protocol import __version__
+from uml.supervisor import bench
+from uml.supervisor.paths import cache_dir
 
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- engine: written by `make soak-engine` -->", "<!-- end of engine -->"

@@ -12,20 +12,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-if "uml" not in sys.modules:
-    _uml = types.ModuleType("uml")
-    _uml.__path__ = [str(ROOT)]
-    sys.modules["uml"] = _uml
-    sys.path.insert(0, str(ROOT))
+import tests.mount  # noqa: F401 - before all of ours
 
-from tests.supervisor.house import House, Reader, house  # noqa: E402
-from uml.protocol.tasks import Complete, Embed, Sampling, Task  # noqa: E402
+# isort: split
+from tests.supervisor.house import House, Reader, house
+from uml.protocol.tasks import Complete, Embed, Sampling, Task
 
 
 def _work(model: Any, number: int) -> Task:

@@ -27,6 +27,18 @@ CONTAINERS = {
     "flac": ("flac", "flac", 16000),
     "mp4": ("mp4", "aac", 44100),
 }
+SENTENCES = [
+    "The quick brown fox jumps over the lazy dog.",
+    "She sells fresh bread and butter in the market every morning.",
+    "Our train leaves the station at seven o'clock tonight.",
+    "Please remember to close the window before you go to bed.",
+    "The children played in the garden until it began to rain.",
+    "He wrote a long letter to his old friend in London.",
+    "There is a small river behind the house where we used to swim.",
+    "The doctor told him to drink more water and to walk every day.",
+    "We have never seen such a beautiful sunset over the sea.",
+    "My brother bought a new car because the old one was broken.",
+]
 
 
 def samples(data: bytes) -> np.ndarray[Any, Any]:

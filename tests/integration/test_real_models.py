@@ -6,7 +6,6 @@ import os
 import shutil
 import struct
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,6 @@ pytestmark = [
     ),
 ]
 QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    with serving(tmp_path_factory.mktemp("home")) as s:
-        yield s
-
-
-@pytest.fixture
-def official(served: Serving) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def test_official_client_lists_models(official: Any) -> None:

@@ -68,7 +68,6 @@ def test_one_model_is_too_few_and_the_hint_says_what_to_do(tmp_path: Path) -> No
     assert "pull starter/embed" in done.stderr
 
 
-@pytest.mark.leaks("shm")  # the segment that is never given back may outlive the folder's removal
 def test_device_that_keeps_its_bytes_is_found_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Any
 
 import pytest
 
-from tests.integration.serving import CHAT, Serving, serving
+from tests.integration.serving import CHAT
 from tests.integration.test_real_models import pytestmark as _real
 
 openai = pytest.importorskip("openai", reason="the extra `test` is not installed")
@@ -61,18 +60,6 @@ LENIENT = [
     )
 ]
 NAMED = {"type": "function", "function": {"name": "clock"}}
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    with serving(tmp_path_factory.mktemp("home")) as s:
-        yield s
-
-
-@pytest.fixture
-def official(served: Serving) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def test_parse_gives_an_object_of_the_asked_class(official: Any) -> None:

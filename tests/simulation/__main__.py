@@ -11,19 +11,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import types
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if "uml" not in sys.modules:
-    _uml = types.ModuleType("uml")
-    _uml.__path__ = [str(ROOT)]
-    sys.modules["uml"] = _uml
-    sys.path.insert(0, str(ROOT))
+import tests.mount  # noqa: F401 - before all of ours
 
-from tests.simulation import report  # noqa: E402
-from tests.simulation.run import POLICIES, run  # noqa: E402
-from tests.simulation.scenarios import GENERATED, faster, recorded  # noqa: E402
+# isort: split
+from tests.simulation import report
+from tests.simulation.run import POLICIES, run
+from tests.simulation.scenarios import GENERATED, faster, recorded
 
 RECORDED = Path(__file__).parent / "recorded"
 #: Of scenarios that need more than `--requests` to say something.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,11 +54,12 @@ class Arrival:
     client: int = -1
 
 
-class Source:
+class Source(ABC):
     """Where requests come from: a stream of them, in order of time."""
 
+    @abstractmethod
     def first(self) -> Iterator[Arrival]:
-        raise NotImplementedError
+        """Those that come whatever is answered."""
 
     def after(self, arrival: Arrival, now: float) -> Arrival | None:
         """What the client of an answered request asks next; None: it is not the one to say."""

@@ -12,20 +12,15 @@ from __future__ import annotations
 
 import json
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-if "uml" not in sys.modules:
-    _uml = types.ModuleType("uml")
-    _uml.__path__ = [str(ROOT)]
-    sys.modules["uml"] = _uml
-    sys.path.insert(0, str(ROOT))
+import tests.mount  # noqa: F401 - before all of ours
 
-from uml.supervisor import states  # noqa: E402
-from uml.supervisor.cli import main  # noqa: E402
-from uml.supervisor.scheduler import Scheduler  # noqa: E402
+# isort: split
+from uml.supervisor import states
+from uml.supervisor.cli import main
+from uml.supervisor.scheduler import Scheduler
 
 
 class Recorder(Scheduler):

@@ -7,6 +7,7 @@ has a line of its own.
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ class _Worker:
     used_at: float = 0.0
 
 
-class Rival:
+class Rival(ABC):
     """What both have in common: a model is loaded when there is room, and idle ones leave for it,
     the one unused for longest first."""
 
@@ -101,10 +102,11 @@ class Rival:
             self.advance(line, out.append, now)
         return out
 
+    @abstractmethod
     def advance(
         self, line: deque[tuple[int, Need]], do: Callable[[Action], None], now: float
     ) -> None:
-        raise NotImplementedError
+        """Serve whom it can of a device's line, and load for whom it may."""
 
     def _grant(self, request: int, worker: _Worker, now: float) -> Action:
         self._waiting -= 1
@@ -127,10 +129,13 @@ class Rival:
         there = [self._workers[w] for w in holders]
         leaving = [w for w in there if w.state is State.KILLING]
         lacks = short[device] - sum(holders[w.id].bytes[device] for w in leaving)
+        victims = []
         for worker in sorted(filter(_idle, there), key=lambda w: w.used_at):
             if lacks <= 0:
                 break
             lacks -= holders[worker.id].bytes[device]
+            victims.append(worker)
+        for worker in victims if lacks <= 0 else ():
             worker.state = State.KILLING
             del self._serving[worker.need.model]
             do(Kill(worker.id, "evicted"))
@@ -146,18 +151,21 @@ class Fifo(Rival):
         self, line: deque[tuple[int, Need]], do: Callable[[Action], None], now: float
     ) -> None:
         left: deque[tuple[int, Need]] = deque()
-        tried: set[str] = set()
         for request, need in line:
             worker = self._serving.get(need.model)
             if worker and worker.state is State.READY and len(worker.busy) < worker.slots:
                 do(self._grant(request, worker, now))
-                continue
-            if worker is None and need.model not in tried and not (self.blocks and tried):
-                tried.add(need.model)
-                self._bring(need, do)
-            left.append((request, need))
+            else:
+                left.append((request, need))
         line.clear()
         line.extend(left)
+        # Only now, so that nobody is sent away whom somebody in the line has been waiting for.
+        tried: set[str] = set()
+        for _, need in left:
+            if need.model in self._serving or need.model in tried or (self.blocks and tried):
+                continue
+            tried.add(need.model)
+            self._bring(need, do)
 
 
 class Lru(Fifo):

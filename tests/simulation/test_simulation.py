@@ -49,6 +49,13 @@ def test_memory_in_use_is_that_of_models_while_they_answer() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+def test_no_model_is_sent_away_while_its_waiters_are_not_served(policy: str) -> None:
+    """Else two who want the same room can load and evict each other for ever."""
+    found = run(GENERATED["house"](20_000), policy)
+    assert found.result.answered == 20_000 and found.result.still_waiting == 0
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", GENERATED)
 def test_every_request_is_answered_and_the_same_comes_out_twice(name: str, policy: str) -> None:
     make = {"fleet": lambda n: fleet(n, devices=6, count=40, rate=1.0)}.get(name, GENERATED[name])

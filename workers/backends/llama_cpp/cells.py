@@ -29,10 +29,6 @@ class Cells:
     def length(self, sequence: int) -> int:
         return self._lengths[sequence]
 
-    def alone(self, sequence: int) -> int:
-        """Cells that would be free if this sequence let go."""
-        return sum(span.length for span in self._spans[sequence] if span.owners == 1)
-
     def append(self, sequence: int, count: int) -> None:
         spans = self._spans[sequence]
         if spans and spans[-1].owners == 1:
