@@ -1,86 +1,192 @@
-"""Guessed tokens: where they come from, and when they pay."""
+"""A draft model beside a real one: what it guesses changes no answer, and it keeps nothing.
+
+It guesses in every step here, whether it pays or not. One draft is the model itself, which is
+always right; the other its first layers, which are wrong most of the time."""
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from uml.workers.backends.llama_cpp.draft import MOST, Gain, Lookup
+import pytest
 
+from tests.workers.llama.conftest import CHAT_MODEL
+from tests.workers.llama.cut import cut
+from tests.workers.llama.driver import Answer, WorkerProcess
+from uml.protocol.errors import LoadFailed
+from uml.protocol.tasks import Chat, Sampling
 
-def test_what_followed_before_is_guessed_to_follow_again() -> None:
-    tokens = [1, 2, 3, 4, 5, 6, 9, 9, 1, 2, 3]
-    assert Lookup(tokens).guess() == [4, 5, 6, 9, 9, 1, 2, 3]
-
-
-def test_the_latest_place_counts() -> None:
-    assert Lookup([1, 2, 3, 7, 1, 2, 3, 8, 1, 2, 3]).guess()[0] == 8
-
-
-@given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 20))
-def test_growing_text_is_looked_up_as_if_it_were_new(text: list[int], step: int) -> None:
-    tokens: list[int] = []
-    grown = Lookup(tokens)
-    for start in range(0, len(text), step):
-        tokens += text[start : start + step]
-        found = grown.guess()
-        assert found == Lookup(list(tokens)).guess()
-        assert len(found) <= MOST
-        for at in range(len(tokens) - 1, 2, -1):  # by the plainest search there is
-            if tokens[at - 3 : at] == tokens[-3:]:
-                assert found == tokens[at : at + MOST]
-                break
-        else:
-            assert found == []
+QUESTIONS = (
+    "Write a short story about a fox.",
+    "What is the capital of France?",
+    "List ten animals.",
+    "Explain what rain is.",
+)
 
 
-def test_hits_are_counted_without_guesses_being_used() -> None:
-    tokens = [1, 2, 3, 4] * 4
-    lookup = Lookup(tokens)
-    for token in [1, 2, 3, 4] * 10:
-        lookup.guess()
-        lookup.judge(token)
-        tokens.append(token)
-    assert lookup.hits > 0.95
-    lookup.guess()
-    lookup.judge(99)
-    tokens.append(99)
-    assert 0.8 < lookup.hits < 0.95
-    before = lookup.hits
-    for token in range(100, 120):  # nothing to guess from, nothing to be wrong about
-        lookup.guess()
-        lookup.judge(token)
-        tokens.append(token)
-    assert lookup.hits == before
+def chat(question: str, **said: Any) -> Chat:
+    sampling = Sampling(temperature=said.pop("temperature", 0.0), seed=said.pop("seed", 1))
+    messages = [{"role": "user", "content": question}]
+    return Chat(messages=messages, sampling=sampling, **{"max_tokens": 32, **said})
 
 
-def timed(**seconds: float) -> Gain:
-    gain = Gain()
-    for rows, value in seconds.items():
-        gain.observe(int(rows[1:]), value)
-    return gain
+@pytest.fixture(scope="module")
+def poor(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cut(models_dir / CHAT_MODEL, tmp_path_factory.mktemp("draft") / "poor.gguf", 24)
 
 
-def test_where_rows_are_cheap_good_guesses_are_made() -> None:
-    gpu = timed(r1=0.010, r13=0.011)
-    assert gpu.size(1, [0.9], 15) == MOST
-    assert gpu.size(1, [0.02], 15) == 0
+@pytest.fixture(scope="module")
+def plain(llama_python: str, models_dir: Path) -> Iterator[WorkerProcess]:
+    worker = WorkerProcess(
+        llama_python, models_dir / CHAT_MODEL, n_ctx=2048, slots=16, speculate=False
+    )
+    yield worker
+    worker.close()
 
 
-def test_where_each_row_costs_as_much_as_a_step_nothing_is_guessed() -> None:
-    small = timed(r1=0.010, r3=0.03, r5=0.05, r9=0.09, r13=0.13)
-    assert small.size(1, [0.99], 15) == 0
+@pytest.fixture(scope="module", params=["itself", "poor"])
+def drafted(
+    request: pytest.FixtureRequest, llama_python: str, models_dir: Path, poor: Path
+) -> Iterator[WorkerProcess]:
+    model = models_dir / CHAT_MODEL
+    draft = str(poor if request.param == "poor" else model)
+    worker = WorkerProcess(
+        llama_python,
+        model,
+        n_ctx=2048,
+        slots=16,
+        draft_files=[draft],
+        draft_cells=768,
+        speculate="always",
+    )
+    yield worker
+    worker.close()
 
 
-def test_what_was_never_timed_is_tried_now_and_then_and_only_with_good_guesses() -> None:
-    gain = timed(r1=0.010)
-    assert gain.size(1, [0.5], 15) == 0
-    tries = [gain.size(1, [0.95], 15) for _ in range(100)]
-    assert 0 < sum(map(bool, tries)) <= 8
+def stood(*answers: Answer) -> float:
+    """The share of guesses that were right."""
+    timings = [a.done.timings for a in answers if a.done]
+    assert all(t.get("draft_n") for t in timings), "something was guessed"
+    return sum(t["draft_n_accepted"] for t in timings) / sum(t["draft_n"] for t in timings)
 
 
-def test_no_more_rows_are_added_than_there_is_room_for() -> None:
-    gpu = timed(r1=0.010, r2=0.010, r13=0.011)
-    assert gpu.size(1, [0.95], 3) == 2
-    assert gpu.size(1, [0.95], 1) == 0
-    assert gpu.size(2, [0.95, 0.95], 3) == 0
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 7}])
+def test_an_answer_is_the_same_with_and_without(
+    plain: WorkerProcess, drafted: WorkerProcess, sampling: dict[str, Any]
+) -> None:
+    for question in QUESTIONS[:2]:
+        task = chat(question, **sampling)
+        assert drafted.run(task).text() == plain.run(task).text()
+
+
+def test_answers_at_the_same_time_are_the_same_too(
+    plain: WorkerProcess, drafted: WorkerProcess
+) -> None:
+    tasks = [chat(question) for question in QUESTIONS]
+    alone = [plain.run(task).text() for task in tasks]
+    for task in tasks:  # prompts computed together are rounded otherwise
+        drafted.run(task)
+    answers = drafted.wait(*[drafted.ask(task) for task in tasks])
+    stood(*answers)
+    assert [answer.text() for answer in answers] == alone
+
+
+def test_choices_of_one_request_are_guessed_for_each(
+    plain: WorkerProcess, drafted: WorkerProcess
+) -> None:
+    task = chat(QUESTIONS[0], n=2, temperature=0.8)
+    answer, same = drafted.run(task), plain.run(task)
+    stood(answer)
+    assert [answer.text(0), answer.text(1)] == [same.text(0), same.text(1)]
+
+
+def test_a_form_is_kept_though_tokens_are_guessed(
+    plain: WorkerProcess, drafted: WorkerProcess
+) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "legs": {"type": "integer"}},
+        "required": ["name", "legs"],
+        "additionalProperties": False,
+    }
+    task = chat("Describe a dog as JSON.", json_schema=schema, max_tokens=200)
+    answer = drafted.run(task)
+    stood(answer)
+    assert set(json.loads(answer.text())) == {"name", "legs"}
+    assert answer.text() == plain.run(task).text()
+    digits = chat("Count.", grammar='root ::= "1 2 3 4 " [5-9] " 6"')
+    assert drafted.run(digits).text() == plain.run(digits).text()
+
+
+def test_what_a_cancelled_answer_held_is_free_again(drafted: WorkerProcess) -> None:
+    """All of these together have more tokens than the draft has cells."""
+    expected = None
+    for turn in range(8):
+        asked = drafted.ask(chat(f"{turn} is next. " * 25, ignore_eos=True, max_tokens=400))
+        drafted.until(lambda a=asked: len(drafted.answers[a].deltas) >= 8)  # type: ignore[misc]
+        drafted.cancel(asked)
+        done = drafted.wait(asked)[0].done
+        assert done and done.finish == ["cancelled"]
+        answer = drafted.run(chat(QUESTIONS[1]))
+        stood(answer)
+        expected = expected or answer.text()
+        assert answer.text() == expected
+
+
+def test_more_answers_than_its_cells_hold_are_written_all_the_same(
+    llama_python: str, models_dir: Path
+) -> None:
+    """The pool runs out as well: the youngest gives its cells back and goes on later."""
+    model = models_dir / CHAT_MODEL
+    worker = WorkerProcess(
+        llama_python,
+        model,
+        n_ctx=512,
+        slots=8,
+        kv_cells=512,
+        draft_files=[str(model)],
+        draft_cells=256,
+        speculate="always",
+    )
+    try:
+        tasks = [chat(q, max_tokens=160, ignore_eos=True) for q in QUESTIONS]
+        answers = worker.wait(*[worker.ask(t) for t in tasks])
+        for answer in answers:
+            assert answer.done and answer.done.usage["completion_tokens"] == 160
+        again = worker.run(tasks[2])
+        assert stood(again) > 0.9
+    finally:
+        worker.close()
+
+
+def test_the_next_turn_is_guessed_from_what_the_draft_has_read(
+    llama_python: str, models_dir: Path
+) -> None:
+    model = models_dir / CHAT_MODEL
+    worker = WorkerProcess(
+        llama_python, model, n_ctx=2048, slots=4, draft_files=[str(model)], speculate="always"
+    )
+    try:
+        first = worker.run(chat(QUESTIONS[1]))
+        assert stood(first) == 1.0
+        messages = [
+            {"role": "user", "content": QUESTIONS[1]},
+            {"role": "assistant", "content": first.text()},
+            {"role": "user", "content": "And of Spain?"},
+        ]
+        second = worker.run(
+            Chat(messages=messages, max_tokens=24, sampling=Sampling(temperature=0))
+        )
+        assert stood(second) > 0.9
+    finally:
+        worker.close()
+
+
+def test_a_draft_of_another_family_is_refused(llama_python: str, models_dir: Path) -> None:
+    other = models_dir / "gemma-3-270m.Q4_K_M.gguf"
+    if not other.exists():
+        pytest.skip("gemma-3-270m is not here")
+    with pytest.raises(LoadFailed, match="vocabulary"):
+        WorkerProcess(llama_python, models_dir / CHAT_MODEL, n_ctx=512, draft_files=[str(other)])

@@ -51,7 +51,7 @@ class LlamaCpp(Backend):
             self.versions()
         assert self._llama_log is not None
         sys.setswitchinterval(_SWITCH_S)
-        loaded = self._loaded = load_model(load, self._llama_log, progress)
+        loaded = self._loaded = load_model(load, self._llama_log, progress, lambda: self.threads)
         if loaded.embedding:
             self._start_embedding(loaded)
         else:
@@ -111,6 +111,7 @@ class LlamaCpp(Backend):
             lambda: self.threads,
             loaded.pace,
             speculate=options.speculate,
+            draft=loaded.draft,
         )
         template = None
         if loaded.template:

@@ -1,104 +1,237 @@
-"""Speculative decoding: tokens guessed from the text so far, checked in one step: pure.
+"""A draft model: a second, small one in this process that guesses what the first will say.
 
-A guess costs rows in the step that checks it, and rows are cheap on some machines (a GPU, a model
-larger than the caches) and dear on others (a small model on two cores). So nothing is assumed: how
-long a step of so many rows takes is measured, how often guesses are right is measured too, also
-while none are made, and a guess is made only where both together promise more tokens per second.
+It has a context and cells of its own, kept by a `Slots` like the model's. A `Follower` is what it
+has computed of an answer; guesses that did not stand are cut off when it is asked again. The first
+guess for an answer waits until the text so far is read: a piece with each step, as of prompts.
+
+Which guesses stand is for the model's own sampler to say, so answers are what they would be anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-#: Tokens that have to agree before what followed them is guessed to follow again.
-_AGREE = 3
-#: The most tokens guessed at once.
-MOST = 12
-#: How fast what was measured fades: steps' times, guesses' hits.
-_FADE_S, _FADE_HITS = 0.2, 0.1
-#: A guess has to promise so much more, for what the measuring itself gets wrong.
-_MARGIN = 1.1
-#: Where a step of so many rows was never timed, one is tried that often when guesses hit.
-_TRY_EVERY, _TRY_HITS = 50, 0.8
+import llama_cpp.llama_cpp as lib
+
+from uml.protocol.errors import LoadFailed
+from uml.protocol.messages import Load
+from uml.workers.backends.llama_cpp.batch import Batch, Results
+from uml.workers.backends.llama_cpp.context import Context
+from uml.workers.backends.llama_cpp.gain import FADE_HITS, MOST, Offer, Times
+from uml.workers.backends.llama_cpp.layout import Layouts
+from uml.workers.backends.llama_cpp.load import Progress, context_params, load_model
+from uml.workers.backends.llama_cpp.log import Log
+from uml.workers.backends.llama_cpp.options import Options
+from uml.workers.backends.llama_cpp.plan import Pace
+from uml.workers.backends.llama_cpp.sequence import Sequence
+from uml.workers.backends.llama_cpp.slots import Slots, make_slots
+from uml.workers.backends.llama_cpp.vocab import Vocab
+
+#: How often guesses of a draft are thought to be right before any were judged.
+_HOPE = 0.7
 
 
-class Lookup:
-    """Guesses by looking up where the last tokens of an answer stood before."""
+@dataclass(eq=False)
+class Follower:
+    """What the draft has computed of an answer: the first `past` of its tokens are in the draft's
+    cells, then those of `guess` but the last. hits: how often its guesses are right, lately."""
 
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self._tokens = tokens
-        self._seen = 0
-        self._last: dict[tuple[int, ...], int] = {}
-        #: How often the first guessed token was right, lately.
-        self.hits = 0.0
-        self._guessed: int | None = None
+    tokens: list[int]
+    hits: float
+    past: int = 0
+    slot: int | None = None
+    #: The latest guess, and how many tokens there were before it.
+    guess: list[int] = field(default_factory=list)
+    asked_at: int = 0
 
-    def guess(self) -> list[int]:
-        """What may follow the tokens so far, at most `MOST`; remembered until `judge`."""
-        tokens, length = self._tokens, len(self._tokens)
-        for end in range(max(self._seen, _AGREE), length):
-            self._last[tuple(tokens[end - _AGREE : end])] = end
-        self._seen = length
-        at = self._last.get(tuple(tokens[length - _AGREE :])) if length > _AGREE else None
-        found = list(tokens[at : at + MOST]) if at is not None else []
-        self._guessed = found[0] if found else None
+    @property
+    def pending(self) -> int:
+        return len(self.tokens) - self.past
+
+
+class Draft:
+    """slots: of the draft's own context. n_batch: rows of a step. threads: how many may compute,
+    asked for every step. pace: of reading, as far as it is known. Used by the decode loop alone."""
+
+    def __init__(
+        self, slots: Slots, width: int, n_batch: int, threads: Callable[[], int], pace: Pace
+    ) -> None:
+        self._slots, self._threads, self._pace = slots, threads, pace
+        self._batch, self._results = Batch(n_batch), Results(width)
+        self._times = Times()
+        self._followers: dict[Sequence, Follower] = {}
+        #: As a follower's; of all of them.
+        self._hits = _HOPE
+        self._broken = False
+
+    def offer(self, ready: list[Sequence]) -> Offer:
+        """For all of `ready`, or for none of them where its cells do not hold their texts."""
+        self._leave(ready)
+        needed = sum(len(s.tokens) + MOST for s in ready)
+        if self._broken or needed > self._slots.cells.total:
+            return Offer([])
+        for follower in self._followers.values():
+            self._judge(follower)
+        followers = [self._followers.get(s) or self._follow(s) for s in ready]
+        behind = sum(f.pending for f in followers) - 2 * len(ready)
+        return Offer(
+            [f.hits for f in followers],
+            self._times.at_most(len(ready)),
+            max(0, behind) / self._pace.rate,
+            known=False,
+        )
+
+    def guess(self, sizes: Mapping[Sequence, int]) -> dict[Sequence, list[int]]:
+        """So many tokens for each, of those that were offered; none yet while it still reads."""
+        followers = {s: self._followers[s] for s, size in sizes.items() if size > 0}
+        self._slots.tidy(time.monotonic())
+        try:
+            if not self._read(list(followers.values())):
+                return {}
+            for turn in range(max(sizes.values())):
+                self._turn([f for s, f in followers.items() if sizes[s] > turn])
+        except RuntimeError as e:  # answers go on without it
+            print(f"the draft model failed: {e}", file=sys.stderr, flush=True)
+            self._followers.clear()
+            self._slots.reset()
+            self._broken = True
+            return {}
+        return {s: list(f.guess) for s, f in followers.items()}
+
+    # --- what it follows --------------------------------------------------------------------
+
+    def _leave(self, ready: list[Sequence]) -> None:
+        """Let go of answers that are not among `ready`; their cells wait for a next turn."""
+        now = time.monotonic()
+        for sequence in self._followers.keys() - set(ready):
+            follower = self._followers.pop(sequence)
+            self._judge(follower)
+            self._slots.release(follower, now)
+
+    def _follow(self, sequence: Sequence) -> Follower:
+        follower = self._followers[sequence] = Follower(sequence.tokens, self._hits)
+        match = self._slots.find(follower.tokens)
+        if match.slot and match.slot.owner:
+            match.length = min(match.length, match.slot.owner.past)
+        self._slots.take(follower, match)
+        return follower
+
+    def _judge(self, follower: Follower) -> None:
+        """How much of the latest guess stood: that much is computed."""
+        guess, said = follower.guess, follower.tokens[follower.asked_at :]
+        if not guess:
+            return
+        right = 0
+        while right < min(len(guess), len(said)) and guess[right] == said[right]:
+            right += 1
+        for i in range(min(right + 1, len(guess), len(said))):
+            follower.hits += FADE_HITS * ((i < right) - follower.hits)
+            self._hits += FADE_HITS * ((i < right) - self._hits)
+        follower.past = follower.asked_at + min(right, len(guess) - 1)
+        follower.guess = []
+        self._slots.forget(follower)
+
+    # --- computing --------------------------------------------------------------------------
+
+    def _read(self, followers: list[Follower]) -> bool:
+        """Whether they are nearly at the end of their texts; if not, a piece of them was read."""
+        most = self._pace.chunk(len(followers), self._batch.capacity - len(followers))
+        if sum(f.pending - 1 for f in followers) <= most:
+            return True
+        self._batch.clear()
+        for f in followers:
+            count = min(f.pending - 1, most)
+            if count > 0:
+                self._add(f, f.tokens[f.past : f.past + count], f.past, output=False)
+                f.past += count
+                most -= count
+        self._compute(0)
+        return False
+
+    def _turn(self, followers: list[Follower]) -> None:
+        """One token more for each."""
+        self._batch.clear()
+        for f in followers:
+            if f.guess:
+                self._add(f, f.guess[-1:], f.past + len(f.guess) - 1, output=True)
+            else:
+                f.asked_at = len(f.tokens)
+                self._add(f, f.tokens[f.past :], f.past, output=True)
+                f.past = f.asked_at
+        rows = self._compute(len(followers))
+        for f, token in zip(followers, rows.argmax(axis=1).tolist(), strict=True):
+            f.guess.append(token)
+
+    def _add(self, follower: Follower, tokens: list[int], position: int, *, output: bool) -> None:
+        slot = follower.slot or 0
+        self._batch.run(tokens, position, slot, output=output)
+        if not self._slots.room(len(tokens)):
+            raise RuntimeError("it has no cells left")
+        self._slots.cells.append(slot, len(tokens))
+
+    def _compute(self, outputs: int) -> Any:
+        """Rows of results. Raises: RuntimeError."""
+        context, rows = self._slots.context, self._batch.count
+        context.use_threads(self._threads())
+        begin = time.monotonic()
+        if status := lib.llama_decode(context.handle, self._batch.c):
+            raise RuntimeError(f"llama_decode gave {status}")
+        found = self._results.rows(context.handle, outputs)
+        seconds = time.monotonic() - begin
+        if rows == outputs:
+            self._times.observe(rows, seconds)
+        else:
+            self._pace.observe(rows, seconds)
         return found
 
-    def judge(self, token: int) -> None:
-        """`token` is what followed."""
-        if self._guessed is not None:
-            self.hits += _FADE_HITS * ((token == self._guessed) - self.hits)
-            self._guessed = None
+    def warm_up(self, token: int) -> None:
+        """Decode that token twice, so that it is known how long one takes. Raises: LoadFailed."""
+        for _ in range(2):
+            self._times = Times()
+            self._batch.clear()
+            self._batch.single(token, 0, 0)
+            try:
+                self._compute(1)
+            except RuntimeError as e:
+                raise LoadFailed(f"the draft model loads but does not decode: {e}") from e
+            self._slots.reset()
 
 
-class Gain:
-    """Whether guesses pay, from the times of steps that only wrote answers."""
+def load(
+    request: Load,
+    options: Options,
+    vocab: Vocab,
+    log: Log,
+    progress: Progress,
+    threads: Callable[[], int],
+) -> Draft:
+    """The draft that `options` name, beside a model with `vocab`; it has decoded a token.
 
-    def __init__(self) -> None:
-        self._step_s: dict[int, float] = {}
-        self._untried = 0
-
-    def observe(self, rows: int, seconds: float) -> None:
-        """A step of `rows` rows took `seconds`."""
-        known = self._step_s.get(rows)
-        self._step_s[rows] = seconds if known is None else known + _FADE_S * (seconds - known)
-
-    def size(self, answers: int, hits: Sequence[float], most: int) -> int:
-        """How many tokens to guess for each answer whose share of `hits` is given; 0 = none.
-
-        answers: rows of the step without guesses. most: rows that may be added.
-        """
-        plain = self._step_s.get(answers)
-        if plain is None or not hits:
-            return 0
-        best, chosen = _MARGIN * answers / plain, 0
-        for size in (2, 4, 8, MOST):
-            rows = answers + size * len(hits)
-            if size * len(hits) > most:
-                break
-            seconds = self.seconds(rows)
-            if seconds is None:
-                if min(hits) >= _TRY_HITS and self._try():
-                    return size
-                continue
-            # Each token counts only if all before it were right.
-            tokens = answers + sum(h * (1 - h**size) / (1 - h) if h < 1 else size for h in hits)
-            if tokens / seconds > best:
-                best, chosen = tokens / seconds, size
-        return chosen
-
-    def seconds(self, rows: int) -> float | None:
-        """Of a step of so many rows: as measured, or between two that were; None beyond them."""
-        known = self._step_s.get(rows)
-        if known is not None:
-            return known
-        below = max((r for r in self._step_s if r < rows), default=None)
-        above = min((r for r in self._step_s if r > rows), default=None)
-        if below is None or above is None:
-            return None
-        share = (rows - below) / (above - below)
-        return self._step_s[below] + share * (self._step_s[above] - self._step_s[below])
-
-    def _try(self) -> bool:
-        self._untried += 1
-        return self._untried % _TRY_EVERY == 1
+    Raises: LoadFailed.
+    """
+    given = {"n_gpu_layers": -1 if options.n_gpu_layers else 0, "tensor_split": None}
+    own = dataclasses.replace(
+        request, files=list(options.draft_files), options={**request.options, **given}
+    )
+    model = load_model(own, log, progress, "draft")
+    name = options.draft_files[0]
+    if lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model):
+        raise LoadFailed(f"{name} cannot be a draft: a recurrent model takes no token back")
+    others = Vocab(lib.llama_model_get_vocab(model))
+    if not vocab.like(others):
+        raise LoadFailed(f"{name} cannot be a draft of {request.files[0]}: its vocabulary differs")
+    options = dataclasses.replace(
+        options, kv_cells=options.draft_cells, prefix_cache_bytes=0, conversations_dir=None
+    )
+    layouts = Layouts(options.kv_cells, options.slots, elastic=False)
+    context = Context(model, context_params(options, request, False, 0), layouts, log.why)
+    draft = Draft(
+        make_slots(model, context, options), others.size, options.n_batch, threads, Pace()
+    )
+    draft.warm_up(max(others.bos, 0))
+    return draft

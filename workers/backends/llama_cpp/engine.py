@@ -15,21 +15,26 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import llama_cpp.llama_cpp as lib
 
 from uml.protocol.errors import InternalError, UmlError
 from uml.workers.backends.llama_cpp.answer import choose, close
 from uml.workers.backends.llama_cpp.batch import Batch, Results
-from uml.workers.backends.llama_cpp.draft import Gain
+from uml.workers.backends.llama_cpp.gain import Gain
+from uml.workers.backends.llama_cpp.guesser import Guesser
 from uml.workers.backends.llama_cpp.layout import SETTLED_S, Need
+from uml.workers.backends.llama_cpp.options import ALWAYS
 from uml.workers.backends.llama_cpp.plan import Pace
 from uml.workers.backends.llama_cpp.sequence import Request, Sequence
 from uml.workers.backends.llama_cpp.slots import Match, Slots
 from uml.workers.backends.llama_cpp.step import Step
 from uml.workers.backends.llama_cpp.vocab import Vocab
 from uml.workers.base import Outbox
+
+if TYPE_CHECKING:
+    from uml.workers.backends.llama_cpp.draft import Draft
 
 #: A prompt somebody else is computing is waited for when that saves so many tokens.
 _WORTH_WAITING = 32
@@ -41,7 +46,7 @@ _BLOCKED_S = 0.005
 
 class Engine:
     """n_batch: rows of a step. threads: how many may compute, asked for every step. pace: of
-    prompts, as far as it is known. speculate: guess tokens where that pays."""
+    prompts, as far as it is known. speculate: see `Options`; draft: guesses, too."""
 
     def __init__(
         self,
@@ -52,11 +57,14 @@ class Engine:
         threads: Callable[[], int],
         pace: Pace,
         *,
-        speculate: bool = True,
+        speculate: bool | str = True,
+        draft: Draft | None = None,
     ) -> None:
         self._vocab, self._slots, self._outbox = vocab, slots, outbox
-        self._threads, self._pace, self._gain = threads, pace, Gain()
-        self._next = Step(slots, Batch(n_batch), pace, self._gain, speculate)
+        self._threads, self._pace = threads, pace
+        self._gain = Gain(always=speculate == ALWAYS)
+        guesser = Guesser(slots, self._gain, draft, on=bool(speculate))
+        self._next = Step(slots, Batch(n_batch), pace, self._gain, guesser)
         self._results = Results(vocab.size)
         self._wake = threading.Condition()
         self._inbox: deque[Request] = deque()
@@ -277,6 +285,7 @@ class Engine:
             if i == len(guess) or token != guess[i]:
                 break
             sequence.past += 1
+            sequence.request.right += 1
         if sequence.past < computed:
             self._slots.forget(sequence)
 

@@ -27,6 +27,7 @@ from uml.workers.backends.llama_cpp.vocab import Vocab
 
 if TYPE_CHECKING:
     from uml.workers.backends.llama_cpp.context import Context
+    from uml.workers.backends.llama_cpp.draft import Draft
 
 Progress = Callable[[str, "float | None"], None]
 #: A prompt's token takes about this part of the time of the very first one, which also reads the
@@ -37,7 +38,7 @@ _FASTER = 8
 @dataclass
 class Loaded:
     """embedding: makes vectors instead of text; scores: one number instead of a vector (a
-    reranker). pace: of prompts, a first guess."""
+    reranker). pace: of prompts, a first guess. draft: a model that guesses for this one."""
 
     model: Any
     context: Context
@@ -49,11 +50,15 @@ class Loaded:
     facts: dict[str, Any]
     memory: dict[str, int]
     pace: Pace
+    draft: Draft | None
 
 
-def load(request: Load, log: Log, progress: Progress) -> Loaded:
-    """When this returns the model has decoded a token. Raises: LoadFailed, InvalidModel."""
-    model = _load_model(request, log, progress)
+def load(request: Load, log: Log, progress: Progress, threads: Callable[[], int]) -> Loaded:
+    """When this returns the model has decoded a token. threads: how many may compute.
+
+    Raises: LoadFailed, InvalidModel.
+    """
+    model = load_model(request, log, progress)
     arch = meta(model, "general.architecture")
     pooling = int(meta(model, f"{arch}.pooling_type") or 0)
     encoder = meta(model, f"{arch}.attention.causal") == "false"
@@ -69,15 +74,20 @@ def load(request: Load, log: Log, progress: Progress) -> Loaded:
 
     context = Context(
         model,
-        _params(options, request, embedding, pooling),
+        context_params(options, request, embedding, pooling),
         Layouts(options.kv_cells, options.slots, elastic=_elastic(model, options, embedding)),
         log.why,
     )
     sizes = log.size("KV") + log.size("RS"), log.size("compute") + log.size("output")
-    memory = log.memory(request.options.get("devices") or ())
     vocab = Vocab(lib.llama_model_get_vocab(model))
     progress("warm-up", None)
     pace = _warm_up(context, vocab, options, embedding)
+    draft = None
+    if options.draft_files:
+        from uml.workers.backends.llama_cpp.draft import load as load_draft
+
+        draft = load_draft(request, options, vocab, log, progress, threads)
+    memory = log.memory(request.options.get("devices") or ())
     source = lib.llama_model_chat_template(model, None)
     template = options.chat_template or (source.decode("utf-8", "replace") if source else None)
     facts = {
@@ -109,6 +119,7 @@ def load(request: Load, log: Log, progress: Progress) -> Loaded:
         facts,
         memory,
         pace,
+        draft,
     )
 
 
@@ -119,7 +130,8 @@ def meta(model: Any, key: str) -> str:
     return buffer.value.decode("utf-8", "replace") if n >= 0 else ""
 
 
-def _load_model(request: Load, log: Log, progress: Progress) -> Any:
+def load_model(request: Load, log: Log, progress: Progress, stage: str = "weights") -> Any:
+    """Raises: LoadFailed."""
     lib.llama_backend_init()
     said = -1.0
 
@@ -127,7 +139,7 @@ def _load_model(request: Load, log: Log, progress: Progress) -> Any:
         nonlocal said
         if fraction - said >= 0.02 or fraction >= 1 > said:
             said = fraction
-            progress("weights", fraction)
+            progress(stage, fraction)
         return True
 
     callback = lib.llama_progress_callback(tell)
@@ -161,7 +173,7 @@ def _load_model(request: Load, log: Log, progress: Progress) -> Any:
     return model
 
 
-def _params(options: Options, request: Load, embedding: bool, pooling: int) -> Any:
+def context_params(options: Options, request: Load, embedding: bool, pooling: int) -> Any:
     """Of the context, but for what its layout decides."""
     params = lib.llama_context_default_params()
     params.n_batch, params.n_ubatch = options.n_batch, options.n_ubatch

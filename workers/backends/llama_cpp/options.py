@@ -8,6 +8,7 @@ sends all of them. What is missing takes these defaults:
     kv_cells    cells of the KV pool that all requests share: half of what min(slots, 8) full
                 contexts would take, never less than one context, rounded up to 256
     n_batch     rows of one step: 512; n_ubatch: rows computed together: n_batch
+    draft_cells cells of the draft model's pool, if there is one: twice n_ctx, kv_cells at most
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ CACHE_TYPES = {
     "bf16": 30,
 }
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+#: Of `speculate`: guess whether it pays or not, for measurements and tests.
+ALWAYS = "always"
 MAX_SLOTS = 64
 _PAD = 256
 
@@ -40,7 +43,8 @@ _PAD = 256
 class Options:
     """prefix_cache_bytes: RAM for the KV of conversations that are not in the pool.
     conversations_dir: where they are kept as files instead, for the next worker of this model.
-    speculate: guess tokens ahead where that is measured to be faster. kv_unified: never divide the
+    speculate: guess tokens ahead where that is measured to be faster, or `ALWAYS`; draft_files: of
+    a model that may guess, too. kv_unified: never divide the
     cells into columns.
     embedding: None = as the file says. chat_template: instead of the file's."""
 
@@ -62,7 +66,9 @@ class Options:
     chat_template: str | None = None
     prefix_cache_bytes: int = 256 * 1024 * 1024
     conversations_dir: str | None = None
-    speculate: bool = True
+    speculate: bool | str = True
+    draft_files: tuple[str, ...] = ()
+    draft_cells: int = 0
 
 
 def read(given: Mapping[str, Any], trained: int, *, embedding: bool = False) -> Options:
@@ -78,11 +84,11 @@ def read(given: Mapping[str, Any], trained: int, *, embedding: bool = False) -> 
         batch = pool = max(batch, pad(n_ctx))
     else:
         pool = max(n_ctx, min(slots, 8) * n_ctx // 2)
-    cells = _integer(values, "kv_cells", pool, 1)
+    cells = max(pad(_integer(values, "kv_cells", pool, 1)), pad(n_ctx))
     return Options(
         n_ctx=n_ctx,
         slots=slots,
-        kv_cells=max(pad(cells), pad(n_ctx)),
+        kv_cells=cells,
         n_batch=max(batch, slots),
         n_ubatch=batch if embedding else min(_integer(values, "n_ubatch", batch, 1), batch),
         cache_type_k=_one_of(values, "cache_type_k", "f16", CACHE_TYPES),
@@ -100,7 +106,9 @@ def read(given: Mapping[str, Any], trained: int, *, embedding: bool = False) -> 
         conversations_dir=str(values["conversations_dir"])
         if "conversations_dir" in values
         else None,
-        speculate=_flag(values, "speculate", True),
+        speculate=ALWAYS if values.get("speculate") == ALWAYS else _flag(values, "speculate", True),
+        draft_files=tuple(values.get("draft_files") or ()),
+        draft_cells=pad(_integer(values, "draft_cells", min(cells, 2 * n_ctx), 1)),
     )
 
 

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from uml.workers.backends.llama_cpp.draft import Lookup
+from uml.workers.backends.llama_cpp.lookup import Lookup
 from uml.workers.backends.llama_cpp.text import TextStream
 from uml.workers.base import Delta, Job
 
@@ -23,6 +23,15 @@ class Sampler(Protocol):
     def pick(self, context: Any, index: int, row: Any) -> int: ...
 
     def free(self) -> None: ...
+
+
+class Tenant(Protocol):
+    """Who computes in a slot: the first `past` of `tokens` are in the KV cache while `slot` is
+    set."""
+
+    tokens: list[int]
+    slot: int | None
+    past: int
 
 
 class Reply(Protocol):
@@ -67,7 +76,7 @@ class Sequence:
     #: Preempted: not let in again before this many sequences have ended.
     hold: int = 0
     #: Waits until that sequence has computed so many tokens that are common to both.
-    follows: tuple[Sequence, int] | None = None
+    follows: tuple[Tenant, int] | None = None
     #: Log probabilities of tokens whose text is not out yet: (bytes of the answer up to the
     #: token's start, to its end, entry).
     entries: deque[tuple[int, int, dict[str, Any]]] = field(default_factory=deque)
@@ -92,7 +101,8 @@ class Sequence:
 class Request:
     """A job's sequences and sums. prompt: tokens. top_logprobs: None = no logprobs.
     ends: stop at an end-of-answer token. repeatable: the same question is to get the same answer.
-    speculate: its tokens may be guessed. first_at: when the first token was chosen."""
+    speculate: its tokens may be guessed. guessed, right: tokens that were, and that stood.
+    first_at: when the first token was chosen."""
 
     job: Job
     prompt: int
@@ -107,6 +117,8 @@ class Request:
     sequences: list[Sequence] = field(default_factory=list)
     finish: dict[int, str] = field(default_factory=dict)
     arrived_at: float = field(default_factory=time.monotonic)
+    guessed: int = 0
+    right: int = 0
     started_at: float | None = None
     first_at: float | None = None
 
@@ -118,11 +130,14 @@ class Request:
         }
 
     def timings(self, now: float) -> dict[str, float]:
-        """Seconds: in the queue, until the first token from there, and from there to the end."""
+        """Seconds: in the queue, until the first token from there, and from there to the end.
+        Where tokens were guessed, how many and how many stood, by llama-server's names."""
         started = self.started_at or now
         first = self.first_at or now
+        drafted = {"draft_n": self.guessed, "draft_n_accepted": self.right}
         return {
             "queue": started - self.arrived_at,
             "prompt": first - started,
             "generate": now - first,
+            **(drafted if self.guessed else {}),
         }

@@ -22,7 +22,7 @@ from uml.workers.backends.llama_cpp.context import Context
 from uml.workers.backends.llama_cpp.layout import Layout
 from uml.workers.backends.llama_cpp.options import Options
 from uml.workers.backends.llama_cpp.prefix import Parked, Shelf, common
-from uml.workers.backends.llama_cpp.sequence import Sequence
+from uml.workers.backends.llama_cpp.sequence import Tenant
 from uml.workers.backends.llama_cpp.store import Store
 
 #: While others compute, idle cells stay this long for a quick follow-up.
@@ -40,7 +40,7 @@ class Slot:
     """tokens: what an idle slot's cells hold."""
 
     id: int
-    owner: Sequence | None = None
+    owner: Tenant | None = None
     tokens: list[int] = field(default_factory=list)
     idle_since: float = 0.0
 
@@ -94,7 +94,7 @@ class Slots:
         """Each slot has cells of its own."""
         return self.context.layout.column > 0
 
-    def live(self) -> list[Sequence]:
+    def live(self) -> list[Tenant]:
         return [slot.owner for slot in self.slots if slot.owner is not None]
 
     @property
@@ -154,7 +154,7 @@ class Slots:
             self.vacate(min(idle, key=lambda slot: slot.idle_since))
         return True
 
-    def take(self, sequence: Sequence, match: Match) -> None:
+    def take(self, sequence: Tenant, match: Match) -> None:
         """Give `sequence` a slot that begins with what `match` found. A slot is vacant, and there
         is room for the cells a parked state needs."""
         slot = self._choose(match)
@@ -170,7 +170,7 @@ class Slots:
         slot.owner, slot.tokens = sequence, []
         sequence.slot, sequence.past = slot.id, known
 
-    def release(self, sequence: Sequence, now: float) -> None:
+    def release(self, sequence: Tenant, now: float) -> None:
         """The sequence leaves its slot; what it computed stays there, idle."""
         if sequence.slot is None:
             return
@@ -182,7 +182,7 @@ class Slots:
         if len(slot.tokens) < _WORTH:
             self._clear(slot)
 
-    def forget(self, sequence: Sequence) -> None:
+    def forget(self, sequence: Tenant) -> None:
         """Drop cells beyond what counts as computed: guesses that were wrong."""
         if sequence.slot is not None:
             self._cut(self.slots[sequence.slot], sequence.past)
@@ -202,7 +202,7 @@ class Slots:
 
     def _park(self, slot: Slot) -> None:
         tokens = slot.tokens
-        if len(tokens) < _WORTH or self.shelf.covers(tokens):
+        if len(tokens) < _WORTH or not self._shelf_bytes or self.shelf.covers(tokens):
             return
         try:
             state = self.context.state(slot.id)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from uml.workers.backends.llama_cpp.batch import Batch
-from uml.workers.backends.llama_cpp.draft import Gain
+from uml.workers.backends.llama_cpp.gain import Gain
+from uml.workers.backends.llama_cpp.guesser import Guesser, Guesses
 from uml.workers.backends.llama_cpp.plan import Pace, share
 from uml.workers.backends.llama_cpp.sequence import Sequence
 from uml.workers.backends.llama_cpp.slots import Slots
@@ -16,11 +17,13 @@ Part = tuple[Sequence, int]
 
 
 class Step:
-    """Fills `batch`. speculate: guess tokens where `gain` says that it pays."""
+    """Fills `batch`."""
 
-    def __init__(self, slots: Slots, batch: Batch, pace: Pace, gain: Gain, speculate: bool) -> None:
-        self._slots, self._pace, self._gain = slots, pace, gain
-        self.batch, self._speculate = batch, speculate and slots.cuttable
+    def __init__(
+        self, slots: Slots, batch: Batch, pace: Pace, gain: Gain, guesser: Guesser
+    ) -> None:
+        self._slots, self._pace, self._gain, self._guesser = slots, pace, gain, guesser
+        self.batch = batch
         #: Of the latest step: running answers, and tokens of prompts.
         self._answering = self._prompting = 0
         self._turn = 0
@@ -41,7 +44,7 @@ class Step:
             budget = min(budget, self._slots.cells.free - len(ready))
         if budget < 0 or (prompts and not ready and not budget):
             return None
-        guesses = {} if prompts else self._guess(ready)
+        guesses = {} if prompts else self._guesser.guess(ready)
         self._turn += 1
         counts = dict(zip(prompts, share(budget, waiting, self._turn), strict=True))
         self._answering, self._prompting = len(ready), budget
@@ -57,11 +60,11 @@ class Step:
             self._gain.observe(self.batch.count, seconds)
             return
         # What the answers would have taken anyway is not the prompts' doing.
-        answers_s = min(self._gain.seconds(self._answering) or 0.0, 0.8 * seconds)
+        answers_s = min(self._gain.times.seconds(self._answering) or 0.0, 0.8 * seconds)
         self._pace.observe(self._prompting, seconds - answers_s)
 
     def _rows(
-        self, order: list[Sequence], counts: dict[Sequence, int], guesses: dict[Sequence, list[int]]
+        self, order: list[Sequence], counts: dict[Sequence, int], guesses: Guesses
     ) -> tuple[list[Part], list[Output]]:
         batch, parts, outputs = self.batch, list[Part](), list[Output]()
         batch.clear()
@@ -80,27 +83,6 @@ class Step:
             batch.run(tokens, s.past, s.slot or 0, output=whole, every=bool(guess))
             parts.append((s, len(tokens)))
         return parts, outputs
-
-    def _guess(self, ready: list[Sequence]) -> dict[Sequence, list[int]]:
-        """Tokens worth checking, of those answers where guessing pays."""
-        spare = self._spare(ready) if self._speculate else 0
-        if spare < 2:
-            return {}
-        found = {s: s.lookup.guess() for s in ready if s.request.speculate}
-        able = [s for s, guess in found.items() if guess]
-        size = self._gain.size(len(ready), [s.lookup.hits for s in able], spare)
-        if not size:
-            return {}
-        return {s: found[s][: min(size, s.limit - len(s.tokens) - 1)] for s in able}
-
-    def _spare(self, ready: list[Sequence]) -> int:
-        """Rows that could be added to a step of `ready`. A row of results for each slot is all
-        there is."""
-        layout, most = self._slots.context.layout, self._slots.context.layouts.pool.sequences
-        if not layout.column:
-            return min(most, self._slots.cells.free) - len(ready)
-        # Columns with different numbers of rows are computed one after the other.
-        return min(most - 1, layout.column - len(ready[0].tokens)) if len(ready) == 1 else 0
 
 
 def _slot(sequence: Sequence) -> int:

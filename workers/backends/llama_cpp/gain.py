@@ -1,0 +1,150 @@
+"""Whether guessed tokens pay (speculative decoding): pure.
+
+A guess costs rows in the step that checks it, and rows are cheap on some machines (a GPU, a model
+larger than the caches) and dear on others (a small model on two cores); a guess by a draft model
+costs that model's time, too. So nothing is assumed: how long a step of so many rows takes is
+measured, how often guesses are right is measured too, and a guess is made only where all together
+promises more tokens per second. What was never measured, or not for a while, is tried now and then,
+for a small share of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+#: Tokens guessed at once. With the answer's own, four rows or a multiple of it: measured on 2 cores
+#: (SmolLM2, ms) 1 row 6.9, 2 14.1, 3 17.4, 4 19.6, 5 24.1; 7 30.2, 8 31.0, 9 34.5.
+SIZES = (3, 7, 11)
+MOST = SIZES[-1]
+#: How fast what was measured fades: steps' times, guesses' hits.
+_FADE_S, FADE_HITS = 0.2, 0.1
+#: A guess has to promise so much more, for what the measuring itself gets wrong.
+_MARGIN = 1.1
+#: The share of the time that may go into trying; less where it came to nothing again and again.
+_SHARE, _LEAST_SHARE = 0.02, 0.0025
+#: Tokens over which it has to pay that a draft model first reads the text so far.
+_AHEAD = 128
+
+
+class Times:
+    """How long a step of so many rows takes."""
+
+    def __init__(self) -> None:
+        self._step_s: dict[int, float] = {}
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """A step of `rows` rows took `seconds`."""
+        known = self._step_s.get(rows)
+        self._step_s[rows] = seconds if known is None else known + _FADE_S * (seconds - known)
+
+    def seconds(self, rows: int) -> float | None:
+        """Of a step of so many rows: as measured, or between two that were; None beyond them."""
+        known = self._step_s.get(rows)
+        if known is not None:
+            return known
+        below, above = self._below(rows), min((r for r in self._step_s if r > rows), default=None)
+        if below is None or above is None:
+            return None
+        share = (rows - below) / (above - below)
+        return self._step_s[below] + share * (self._step_s[above] - self._step_s[below])
+
+    def at_most(self, rows: int) -> float:
+        """The same; beyond what was measured as if each row more cost as much as those before."""
+        known, below = self.seconds(rows), self._below(rows)
+        return known or (self._step_s[below] * rows / below if below else 0.0)
+
+    def _below(self, rows: int) -> int | None:
+        return max((r for r in self._step_s if r < rows), default=None)
+
+
+class Offer(NamedTuple):
+    """What a source of guesses has for a step. hits: how often it is right, for each answer that it
+    can guess for. each_s: what a token for all of them takes; once_s: what comes before the first
+    one. known: that is known without a trial."""
+
+    hits: Sequence[float]
+    each_s: float = 0.0
+    once_s: float = 0.0
+    known: bool = True
+
+
+class Choice(NamedTuple):
+    """offer: which one, by its place. size: tokens for each answer. trial: not because it pays."""
+
+    offer: int
+    size: int
+    trial: bool = False
+
+
+class Gain:
+    """Times of steps that only wrote answers, and what to make of offers. always: take the last
+    one that can be had, whether it pays or not."""
+
+    def __init__(self, *, always: bool = False) -> None:
+        self.times, self._always = Times(), always
+        self._purse_s, self._share = 0.0, _SHARE
+        #: A plain step's time, while a trial's step runs.
+        self._instead_s: float | None = None
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """A step of `rows` rows took `seconds`."""
+        self.times.observe(rows, seconds)
+        self._purse_s += self._share * seconds
+        if self._instead_s is not None:
+            self.spend(seconds - self._instead_s)
+            self._instead_s = None
+
+    def spend(self, seconds: float) -> None:
+        """So much of the time went into a trial."""
+        self._purse_s -= seconds
+
+    def choose(self, answers: int, offers: Sequence[Offer], most: int) -> Choice | None:
+        """What to guess in a step of so many `answers`, to which `most` rows may be added."""
+        if self._always:
+            able = [i for i, o in enumerate(offers) if 0 < SIZES[0] * len(o.hits) <= most]
+            return Choice(able[-1], SIZES[0]) if able else None
+        self._instead_s = None
+        plain = self.times.seconds(answers)
+        if plain is None:
+            return None
+        least = best = _MARGIN * answers / plain
+        chosen, unknown, known = None, list[Choice](), list[tuple[float, Choice]]()
+        for place, offer in enumerate(offers):
+            for size in SIZES:
+                more = size * len(offer.hits)
+                if not more or more > most:
+                    break
+                tokens = answers + sum(map(_expected, offer.hits, [size] * len(offer.hits)))
+                own = size * offer.each_s + offer.once_s * tokens / answers / _AHEAD
+                if offer.known and tokens / (own + plain) <= least:
+                    continue  # not even where rows cost nothing
+                seconds = self.times.seconds(answers + more)
+                if seconds is None:
+                    unknown.append(Choice(place, size, trial=True))
+                    continue
+                rate = tokens / (own + seconds)
+                known.append((rate, Choice(place, size, trial=True)))
+                if rate > best:
+                    best, chosen = rate, Choice(place, size)
+        trial = unknown[0] if unknown else None
+        if chosen:
+            self._share = _SHARE
+        elif known and not trial:
+            trial = max(known)[1]
+        if trial and self._may_try(trial, offers[trial.offer], answers, plain):
+            if not unknown:
+                self._share = max(_LEAST_SHARE, self._share / 2)
+            self._instead_s = plain
+            return trial
+        return chosen
+
+    def _may_try(self, trial: Choice, offer: Offer, answers: int, plain: float) -> bool:
+        rows = answers + trial.size * len(offer.hits)
+        beyond = self.times.at_most(rows) - plain
+        return self._purse_s >= beyond + trial.size * offer.each_s + offer.once_s
+
+
+def _expected(hits: float, size: int) -> float:
+    """Tokens won: each counts only if all before it were right."""
+    return hits * (1 - hits**size) / (1 - hits) if hits < 1 else size
