@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from uml.protocol.errors import BadRequest, InvalidModel, UmlError
-from uml.protocol.models import BackendSpec, ModelFacts
+from uml.protocol.models import BackendSpec, MemoryEstimate, ModelFacts
 from uml.supervisor.budget import Bytes, DeviceMemory, add
 from uml.supervisor.conversations import Conversations
 from uml.supervisor.estimates import estimate, resolve_options
@@ -17,7 +17,16 @@ from uml.supervisor.machine import Machine
 from uml.supervisor.optimize import Rank, Variant, choose, degraded, profile, variants
 from uml.supervisor.placement import Demand, Placement, Price, Rules, place, place_layers
 from uml.supervisor.places import places
-from uml.supervisor.sized import Sized, all_on_gpu, chosen, demand_of, with_place
+from uml.supervisor.sized import (
+    Sized,
+    all_on_gpu,
+    chosen,
+    demand_of,
+    filling,
+    share_asked,
+    with_place,
+    within_share,
+)
 from uml.supervisor.states import Need
 
 if TYPE_CHECKING:
@@ -99,6 +108,13 @@ class Needs:
             found = replace(found, why=_say("less, since memory ran out in a load", found.why))
         return found
 
+    def guess(self, model: Model) -> MemoryEstimate:
+        """What `model` takes by arithmetic under no backend in particular, whose process comes on
+        top. Raises: as `need`."""
+        if model.error or model.facts is None:
+            raise InvalidModel(f"{model.id} cannot be loaded: {model.error}", param="model")
+        return estimate(model.facts, resolve_options(model.facts, model.options), 0)
+
     def best(self, quantisations: list[Model]) -> Model:
         """Of one model's quantisations, most exact first, the first that runs best; what cannot be
         run at all comes last."""
@@ -140,6 +156,9 @@ class Needs:
         guess = estimate(model.facts, resolved, spec.process_bytes)
         demand = demand_of(model.facts, guess, spec)
         placed = self._place(demand, spec, resolved, devices)
+        share = share_asked(spec, resolved)
+        if share and placed.devices:
+            guess, placed = filling(guess, placed, share, spec, devices)
         told = with_place(resolved, placed)
         learned = self._footprints.learned(model.content_hash, spec.name, told)
         parked = {"ram": guess.parked_bytes}
@@ -194,11 +213,15 @@ class Needs:
         rules = Rules(kinds, spec.split, spec.offload)
         layers = options.get("n_gpu_layers")
         caps = {name: self._cap(d) for name, d in devices.items()}
-        room = {name: self._room(name) for name in devices} if self._room else None
+        free = {
+            name: self._room(name) if self._room else d.free_bytes for name, d in devices.items()
+        }
+        if share := share_asked(spec, options):
+            caps, free = (within_share(limits, share, devices) for limits in (caps, free))
         if layers is not None and layers >= 0:
             placed = place_layers(demand, layers, usable, rules, caps)
         else:
-            placed = place(demand, usable, rules, caps, room, self._price)
+            placed = place(demand, usable, rules, caps, free, self._price)
         if placed is None or not (placed.devices or "cpu" in rules.kinds):
             able = ", ".join(self._kinds(spec.name))
             where = f"{wanted} is none" if wanted else "there is none here"

@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS footprints (
 #: Ways of running one model whose footprints are remembered.
 _FOOTPRINTS = 32
 #: Facts read by an older version of the readers are read again.
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from uml.protocol.errors import Conflict, InvalidModel, ModelNotFound
 from uml.protocol.models import BackendSpec, ModelFacts, ModelFile
-from uml.supervisor.formats import files, format_of, read_facts
+from uml.supervisor.formats import files, format_of, read_facts, title
 from uml.supervisor.names import nearest, split_name
 from uml.supervisor.projectors import Part, attach
 from uml.supervisor.records import Record, Records
@@ -201,8 +201,10 @@ class Registry:
         names = [(m.id, m) for m in models]
         names += [(alias, m) for m in models for alias in m.aliases]
         for m in models:
-            base = os.path.basename(m.file.path)
-            names += [(base, m), (os.path.splitext(base)[0], m)]
+            name = title(m.file.path)
+            names.append((name, m))
+            if name == os.path.basename(m.file.path):
+                names.append((os.path.splitext(name)[0], m))
         self._names = {}
         for name, model in names:
             self._names.setdefault(name.casefold(), model)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from uml.supervisor.formats import head, is_model
+from uml.supervisor.formats import head, is_model, title
 
 #: Folders nested deeper than this are not searched.
 _DEPTH = 8
@@ -98,7 +98,8 @@ class Scanner:
         for name in files:
             if is_model(name, files) and (first := head(name)) not in seen:
                 seen.add(first)
-                yield Found(os.path.join(folder, first), first, source)
+                path = os.path.join(folder, first)
+                yield Found(path, title(path), source)
         if depth < _DEPTH:
             for name in folders:
                 yield from self._folder(os.path.join(folder, name), source, depth + 1)
@@ -142,7 +143,10 @@ class Scanner:
             if kind == "models":
                 snapshots = os.path.join(folder, name, "snapshots")
                 for found in self._folder(snapshots, source):
-                    yield Found(found.path, found.name, source, ("/".join(parts),))
+                    # A model that is the whole of a revision is called as the repository is.
+                    revision = os.path.dirname(found.path).removeprefix(snapshots + os.sep)
+                    called = parts[-1] if found.name == revision else found.name
+                    yield Found(found.path, called, source, ("/".join(parts),))
 
     def _ollama(self, folder: str, source: str) -> Iterator[Found]:
         """Ollama keeps blobs by digest, and names in manifests/<host>/<space>/<name>/<tag>.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from uml.protocol.errors import BadRequest
@@ -48,25 +48,29 @@ class Sized:
 
     def to_map(self) -> dict[str, Any]:
         """For `show`."""
-        guess = self.guess
         return {
             "options": self.options,
             "place": self.placed.reason,
             "chosen": self.why,
             "fits": self.rank is not Rank.NOWHERE,
-            "estimate": {
-                "weights_bytes": guess.weights_bytes,
-                "kv_bytes": guess.kv_bytes,
-                "compute_bytes": guess.compute_bytes,
-                "process_bytes": guess.process_bytes,
-                "total_bytes": sum(self.estimate.values()),
-                "parked_bytes": guess.parked_bytes,
-                "bytes": self.estimate,
-            },
+            "estimate": parts_of(self.guess, self.estimate),
             "footprint": self.learned,
             "error": self.error,
             "lease": self.bytes,
         }
+
+
+def parts_of(guess: MemoryEstimate, where: Bytes) -> dict[str, Any]:
+    """An estimate for `show`. where: all of it, per device."""
+    return {
+        "weights_bytes": guess.weights_bytes,
+        "kv_bytes": guess.kv_bytes,
+        "compute_bytes": guess.compute_bytes,
+        "process_bytes": guess.process_bytes,
+        "total_bytes": sum(where.values()) or guess.total_bytes,
+        "parked_bytes": guess.parked_bytes,
+        "bytes": where,
+    }
 
 
 def demand_of(facts: ModelFacts, guess: MemoryEstimate, spec: BackendSpec) -> Demand:
@@ -80,6 +84,58 @@ def demand_of(facts: ModelFacts, guess: MemoryEstimate, spec: BackendSpec) -> De
         layers=facts.block_count,
         heads=facts.head_count,
     )
+
+
+def share_asked(spec: BackendSpec, options: Mapping[str, Any]) -> float | None:
+    """The share of each accelerator that the library is to fill, where somebody says one.
+
+    Raises: BadRequest.
+    """
+    share = options.get(spec.share_option) if spec.share_option else None
+    if share is None:
+        return None
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise BadRequest(f"{spec.share_option} is {share!r}; it has to be above 0 and at most 1")
+    return float(share)
+
+
+def within_share(
+    limits: Mapping[str, int], share: float, devices: Mapping[str, DeviceMemory]
+) -> dict[str, int]:
+    """limits: bytes per device; of an accelerator the share, or nothing where it has not that."""
+    found = dict(limits)
+    for name, device in devices.items():
+        taken = int(share * device.total_bytes)
+        if device.kind != "ram":
+            found[name] = taken if taken <= limits.get(name, 0) else 0
+    return found
+
+
+def filling(
+    guess: MemoryEstimate,
+    placed: Placement,
+    share: float,
+    spec: BackendSpec,
+    devices: Mapping[str, DeviceMemory],
+) -> tuple[MemoryEstimate, Placement]:
+    """For a library that takes a share of each accelerator whatever the model needs, and what is
+    left of it for keys and values.
+
+    Raises: BadRequest, when the model needs more.
+    """
+    taken = {d: int(share * devices[d].total_bytes) for d in placed.devices}
+    for name, count in taken.items():
+        if placed.bytes[name] > count:
+            raise BadRequest(
+                f"{spec.share_option} {share:g} of {name} is {size(count)}, and the model needs "
+                f"{size(placed.bytes[name])} there: say more, or leave it out"
+            )
+    rest = sum(count - placed.bytes[name] for name, count in taken.items())
+    words = f"{guess.arithmetic} + {rest / 1e6:.0f} MB more KV cache, to fill {share:g} of " + (
+        " and ".join(taken)
+    )
+    fuller = replace(guess, kv_bytes=guess.kv_bytes + rest, arithmetic=words)
+    return fuller, replace(placed, bytes=placed.bytes | taken)
 
 
 def all_on_gpu(placed: Placement) -> bool:

@@ -121,6 +121,7 @@ def _describe(name: str) -> dict[str, Any]:
     """What is known of a model when nobody runs it."""
     from uml.protocol.errors import InvalidModel
     from uml.supervisor import crashes
+    from uml.supervisor.sized import parts_of
 
     config = remote.load()
     with remote.registry(config) as registry:
@@ -135,6 +136,8 @@ def _describe(name: str) -> dict[str, Any]:
             "last_crash": crashes.last(config.home, model.id),
         }
         with contextlib.suppress(UmlError), remote.needs(config, registry) as needs:
+            if model.facts and not model.backend:
+                found["estimate"] = parts_of(needs.guess(model), {})
             sized = needs.size(model).to_map()
             found |= sized | {"error": found["error"], "estimate_error": sized.get("error")}
             family = registry.family(model)
@@ -156,9 +159,9 @@ def _describe(name: str) -> dict[str, Any]:
 
 
 def _names(model: Model) -> set[str]:
-    import os
+    from uml.supervisor.formats import title
 
-    known = {model.id, *model.aliases, os.path.basename(model.file.path)}
+    known = {model.id, *model.aliases, title(model.file.path)}
     return {name.casefold() for name in known}
 
 
@@ -190,7 +193,11 @@ def _lines(found: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:
     add("licence", facts.get("license"))
     add("format", found.get("format"))
     add("size", words.size(found.get("size_bytes")))
-    add("backend", found.get("backend"))
+    if found.get("backend") or found.get("error") or not found.get("format"):
+        add("backend", found.get("backend"))
+    else:
+        text = f"none: no backend here runs {found['format']} files yet"
+        lines.append(("backend", Cell(text, "yellow")))
     add("source", found.get("source"))
     paths = found.get("paths") or ([found["path"]] if found.get("path") else [])
     add("files" if len(paths) > 1 else "file", "\n".join(paths))
@@ -247,7 +254,8 @@ def _memory(found: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:
     if ranks := found.get("quantisations"):
         said = ", ".join(f"{name} ({_RANKS[rank]})" for name, rank in ranks.items())
         lines.append(("on disk", f"{said}; `{found['id']}:best` takes the best that fits"))
-    lines.append(("place", str(found.get("place") or "-")))
+    if found.get("backend"):
+        lines.append(("place", str(found.get("place") or "-")))
     if found.get("chosen"):
         lines.append(("chosen", f"{found['chosen']}, for want of memory"))
     if not found.get("fits", True):
@@ -262,12 +270,14 @@ def _memory(found: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:
         )
         if guess.get(key)
     )
+    if not found.get("backend"):
+        parts += "; and what the backend's own process takes"
     lines.append(("estimate", f"{words.size(guess['total_bytes'])}: {parts}"))
     if measured:
         off = found.get("estimate_error") or 0.0
         text = f"{words.on_devices(measured)} at most; the estimate is {abs(off):.1%} "
         lines.append(("measured", text + ("above" if off > 0 else "below")))
-    else:
+    elif found.get("backend"):
         lines.append(("measured", Cell("not loaded yet with these options", "dim")))
     if guess.get("parked_bytes"):
         kept = f"{words.size(guess['parked_bytes'])} for conversations that are parked"

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from uml.protocol.models import MemoryEstimate, ModelFacts
-from uml.supervisor.estimates import fake, gguf, piper, plain, whisper
+from uml.supervisor.estimates import fake, gguf, piper, plain, safetensors, whisper
 
 __all__ = ["FORMATS", "Format", "estimate", "resolve_options"]
 
@@ -31,7 +31,13 @@ class Format(Protocol):
 
 
 #: `ModelFacts.format` -> its arithmetic; a format without one (a plugin's) is its weights.
-FORMATS: dict[str, Format] = {"gguf": gguf, "whisper": whisper, "piper": piper, "fake": fake}
+FORMATS: dict[str, Format] = {
+    "gguf": gguf,
+    "whisper": whisper,
+    "piper": piper,
+    "safetensors": safetensors,
+    "fake": fake,
+}
 
 
 def resolve_options(facts: ModelFacts, options: Mapping[str, Any]) -> dict[str, Any]:

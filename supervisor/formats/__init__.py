@@ -12,7 +12,7 @@ from typing import Protocol
 
 from uml.protocol.errors import InvalidModel
 from uml.protocol.models import ModelFacts
-from uml.supervisor.formats import fake, gguf, piper, whisper
+from uml.supervisor.formats import fake, gguf, piper, safetensors, whisper
 
 
 class Format(Protocol):
@@ -35,7 +35,15 @@ class Format(Protocol):
 
 
 #: `ModelFacts.format` -> its module.
-FORMATS: dict[str, Format] = {"gguf": gguf, "fake": fake, "whisper": whisper, "piper": piper}
+FORMATS: dict[str, Format] = {
+    "gguf": gguf,
+    "fake": fake,
+    "whisper": whisper,
+    "piper": piper,
+    "safetensors": safetensors,
+}
+#: Those of which a model is a folder, and is called as that is.
+_FOLDERS = ("safetensors",)
 
 
 def is_model(name: str, beside: Collection[str] = ()) -> bool:
@@ -54,6 +62,12 @@ def ending_of(name: str) -> str | None:
     """The ending by which a file's format is known."""
     endings = (e for known in FORMATS.values() for e in known.ENDINGS)
     return next((e for e in endings if name.lower().endswith(e)), None)
+
+
+def title(path: str) -> str:
+    """What the model at `path` is called where it lies: as its main file or its folder is."""
+    folder, name = os.path.split(path)
+    return os.path.basename(folder) if format_of(path) in _FOLDERS else name
 
 
 def head(name: str) -> str:

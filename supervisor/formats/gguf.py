@@ -5,8 +5,6 @@ Source of the key names: ggml's docs/gguf.md and llama.cpp's llama-arch.cpp.
 
 from __future__ import annotations
 
-import os
-import re
 from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any
@@ -15,14 +13,11 @@ from uml.protocol.errors import InvalidModel
 from uml.protocol.models import ModelFacts
 from uml.supervisor.formats.gguf_header import MAGIC, Counted, Header, Tensor, read_header
 from uml.supervisor.formats.gguf_layers import DIFFUSION, ENCODERS, Layers, number, read_layers
+from uml.supervisor.formats.shards import files, head
 
-__all__ = ["ENDINGS", "MAGIC", "files", "head", "is_model", "read_facts", "shard_number"]
+__all__ = ["ENDINGS", "MAGIC", "files", "head", "is_model", "read_facts"]
 
 ENDINGS: tuple[str, ...] = (".gguf",)
-
-_SHARD = re.compile(
-    r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<ending>\.gguf)$", re.IGNORECASE
-)
 
 #: general.file_type -> label. Source: llama.h `llama_ftype`.
 _FILE_TYPES = {
@@ -70,42 +65,6 @@ _RANK_POOLING = 4
 def is_model(name: str, beside: Collection[str]) -> bool:
     del beside
     return name.lower().endswith(ENDINGS)
-
-
-def files(path: str) -> tuple[str, ...]:
-    """All files of the model that `path` belongs to, first one first.
-
-    Raises: InvalidModel when one is missing.
-    """
-    folder, name = os.path.split(path)
-    match = _SHARD.match(name)
-    if not match:
-        return (path,)
-    total = int(match["total"])
-    # The set is closed by its own names: at most 99,999, and each has to exist.
-    found = []
-    for i in range(1, total + 1):
-        part = os.path.join(folder, _part(match, i))
-        if not os.path.exists(part):
-            raise InvalidModel(f"part {i} of {total} is missing: {os.path.basename(part)}")
-        found.append(part)
-    return tuple(found)
-
-
-def head(name: str) -> str:
-    """The name of the first part of the model that a file is a part of."""
-    match = _SHARD.match(name)
-    return _part(match, 1) if match else name
-
-
-def _part(match: re.Match[str], number: int) -> str:
-    return f"{match['stem']}-{number:05d}-of-{match['total']}{match['ending']}"
-
-
-def shard_number(name: str) -> int | None:
-    """Which shard a file is by its name; None for a model in one file."""
-    match = _SHARD.match(name)
-    return int(match["number"]) if match else None
 
 
 def read_facts(path: str) -> ModelFacts:

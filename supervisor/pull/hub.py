@@ -17,7 +17,7 @@ from uml.protocol.errors import (
     Unauthorized,
     Unavailable,
 )
-from uml.supervisor.formats.gguf import shard_number
+from uml.supervisor.formats import shards
 from uml.supervisor.names import nearest, split_name
 from uml.supervisor.pull.place import Place, Report, file_sha256, need_space
 
@@ -130,4 +130,4 @@ def choose(repo: str, files: list[str], wanted: str) -> list[str]:
 
 
 def _number(file: str) -> int | None:
-    return shard_number(os.path.basename(file))
+    return shards.number(os.path.basename(file))

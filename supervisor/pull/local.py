@@ -13,6 +13,11 @@ from uml.supervisor.pull.place import Place, need_space, same_content
 
 def fetch(path: Path, place: Place) -> list[Path]:
     """All files of the model at `path`. Raises: BadRequest, InvalidModel (a shard is missing)."""
+    if formats.format_of(str(path)) == "safetensors" or (path / "config.json").exists():
+        raise BadRequest(
+            f"{path} belongs to a model that is a folder: move or link the folder into "
+            f"{place.models}, or name the one it lies in as `model_dirs` in the configuration"
+        )
     if path.is_dir():
         raise BadRequest(f"{path} is a folder: give the model's file (its first part)")
     parts = [Path(part) for part in formats.files(str(path))]

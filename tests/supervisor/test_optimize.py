@@ -16,7 +16,7 @@ from tests.supervisor.house import MB, house
 from tests.supervisor.machine.machines import NAMES, Recorded, machine
 from uml.plugins.builtin import LLAMA_CPP
 from uml.protocol.errors import LoadFailed
-from uml.protocol.models import ModelFacts, ModelFile
+from uml.protocol.models import BackendSpec, ModelFacts, ModelFile
 from uml.supervisor.config import load_config
 from uml.supervisor.conversations import Conversations
 from uml.supervisor.estimates import resolve_options
@@ -64,7 +64,7 @@ class _Nothing:
         return None
 
 
-def needs(tmp_path: Path, name: str) -> Needs:
+def needs(tmp_path: Path, name: str, spec: BackendSpec = LLAMA_CPP) -> Needs:
     recorded = machine(name)
     here = Machine(sources=[Recorded(name)])
     here.snapshot = lambda: recorded  # type: ignore[method-assign]
@@ -72,7 +72,7 @@ def needs(tmp_path: Path, name: str) -> Needs:
     registry: Any = _Nothing()
     kept = Conversations(tmp_path, 0)
     footprints = Footprints(registry, lambda _: "1")
-    return Needs(config, registry, {"llama_cpp": LLAMA_CPP}, here, kept, footprints)
+    return Needs(config, registry, {spec.name: spec}, here, kept, footprints)
 
 
 def model(facts: ModelFacts, **options: Any) -> Model:

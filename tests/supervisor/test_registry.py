@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.supervisor.formats import hf
 from tests.supervisor.formats.ggufs import LLAMA, write
 from tests.supervisor.formats.speech import voice, whisper
 from uml.plugins.loader import load_specs
@@ -454,3 +455,34 @@ def test_best_names_a_quantisation_of_the_same_model_and_of_no_other(
     assert registry.find("m:best") is small
     with pytest.raises(ModelNotFound):
         registry.find("nobody:best")
+
+
+def test_folder_of_safetensors_is_one_model_and_called_as_it_is(
+    opened: Open, tmp_path: Path
+) -> None:
+    models, hub = tmp_path / "home/models", tmp_path / "user/.cache/huggingface/hub"
+    hf.write(models / "Tiny-Instruct", hf.TINY, hf.llama(hf.TINY), parts=3)
+    (models / "Tiny-Instruct/tokenizer.json").write_text("{}")
+    (models / "Tiny-Instruct/adapter_model.safetensors").write_bytes(b"no model of its own")
+    snapshot = hub / "models--org--Far-1.5B/snapshots/0123abcd"
+    hf.write(snapshot, hf.TINY, hf.llama(hf.TINY))
+    registry = opened()
+    assert ids(registry) == ["far-1.5b", "tiny-instruct"]
+    model = registry.find("Tiny-Instruct")
+    assert (model.file.format, model.backend) == ("safetensors", None)
+    assert len([p for p in model.file.paths if p.endswith(".safetensors")]) == 3
+    assert registry.find("org/Far-1.5B").id == "far-1.5b", "as the hub calls it"
+    gone = [os.path.basename(p) for p in registry.remove("tiny-instruct")]
+    assert {"config.json", "model.safetensors.index.json", "tokenizer.json"} < set(gone)
+    assert ids(registry) == ["far-1.5b"]
+
+
+def test_half_of_a_folder_is_listed_with_what_is_missing(opened: Open, tmp_path: Path) -> None:
+    path = hf.write(tmp_path / "home/models/tiny", hf.TINY, hf.llama(hf.TINY))
+    config = (path.parent / "config.json").read_bytes()
+    (path.parent / "config.json").unlink()
+    registry = opened()
+    with pytest.raises(InvalidModel, match=r"config.json is missing beside model.safetensors"):
+        registry.find("tiny")
+    (path.parent / "config.json").write_bytes(config)
+    assert registry.find("tiny").facts

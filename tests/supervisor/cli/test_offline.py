@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.supervisor.cli.conftest import Shell
+from tests.supervisor.formats import hf
 from tests.supervisor.stub_server import Stub
 from uml.supervisor.cli import failures, main
 
@@ -68,6 +69,21 @@ def test_show_puts_the_estimate_beside_what_was_measured(
     assert re.search(r"^estimate +\d+\.\d MiB: 64\.0 MiB weights", out, re.MULTILINE)
     assert re.search(r"^measured +not loaded yet", out, re.MULTILINE)
     assert str(models / "tiny.fake.json") in out
+
+
+def test_show_of_what_no_backend_runs_gives_the_estimate_all_the_same(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hf.write(home / "models/Tiny", hf.TINY, hf.llama(hf.TINY))
+    assert re.search(r"^tiny +llm +safetensors +BF16 ", run(capsys, "ls")[1], re.MULTILINE)
+    code, out, _ = run(capsys, "show", "tiny")
+    assert code == 0
+    assert re.search(r"^backend +none: no backend here runs safetensors", out, re.MULTILINE)
+    assert re.search(
+        r"^estimate +\S+ MiB: .* weights, .* context, .* compute; and", out, re.MULTILINE
+    )
+    assert "measured" not in out and "place" not in out
+    assert json.loads(run(capsys, "show", "tiny", "--json")[1])["estimate"]["weights_bytes"] > 0
 
 
 def test_show_of_a_loaded_model_knows_what_the_disk_knows(
