@@ -63,7 +63,8 @@ class MemoryEstimate:
     """Bytes a loaded model will need, by what needs them. process_bytes: interpreter, library and
     what the library keeps of the model besides, always host RAM; parked_bytes: RAM on top for what
     is kept only while there is room; mapped: weights are mmap'd files, hence page cache that can
-    be reclaimed."""
+    be reclaimed. projector_bytes, encoding_bytes: weights of a model's projector and its scratch
+    for one image, needed on top by a backend that loads one."""
 
     weights_bytes: int
     kv_bytes: int
@@ -72,6 +73,8 @@ class MemoryEstimate:
     parked_bytes: int = 0
     mapped: bool = True
     arithmetic: str = ""
+    projector_bytes: int = 0
+    encoding_bytes: int = 0
 
     @property
     def model_bytes(self) -> int:

@@ -28,7 +28,8 @@ class Part:
 
 def attach(parts: Iterable[Part]) -> dict[str, ModelFacts]:
     """Path -> facts of every model; a model with a projector is multimodal and names it in
-    `extra["projector"]`. Projectors are no models of their own."""
+    `extra["projector"]`, its weights in `extra["projector_bytes"]` and what encodes images or sound
+    in `extra["encoders"]`. Projectors are no models of their own."""
     known = [(part, part.facts) for part in parts if part.facts]
     projectors = [(p, f) for p, f in known if f.type == "projector"]
     models = [(p, f) for p, f in known if f.type != "projector"]
@@ -47,7 +48,8 @@ def attach(parts: Iterable[Part]) -> dict[str, ModelFacts]:
                 and _named_after(_plain(p), _plain(part), alone=len(names) == 1)
             ]
             path = min(able, key=lambda p: ("f16" not in p.lower(), p)) if able else None
-        found[part.path] = _with(facts, path) if path else facts
+        of_it = next((f for p, f in projectors if p.path == path), None)
+        found[part.path] = _with(facts, path, of_it) if path else facts
     return found
 
 
@@ -55,8 +57,11 @@ def _fits(other: ModelFacts, facts: ModelFacts) -> bool:
     return other.embedding_length == facts.embedding_length
 
 
-def _with(facts: ModelFacts, projector: str) -> ModelFacts:
-    extra = facts.extra | {"projector": projector}
+def _with(facts: ModelFacts, path: str, projector: ModelFacts | None) -> ModelFacts:
+    extra = facts.extra | {"projector": path}
+    if projector:
+        extra["projector_bytes"] = projector.weights_bytes
+        extra["encoders"] = projector.extra.get("encoders", {})
     return dataclasses.replace(facts, type="multimodal", extra=extra)
 
 

@@ -53,7 +53,8 @@ class Sized:
             "place": self.placed.reason,
             "chosen": self.why,
             "fits": self.rank is not Rank.NOWHERE,
-            "estimate": parts_of(self.guess, self.estimate),
+            "estimate": parts_of(self.guess, self.estimate)
+            | {"projector_loaded": loads_projector(self.spec)},
             "footprint": self.learned,
             "error": self.error,
             "lease": self.bytes,
@@ -69,15 +70,24 @@ def parts_of(guess: MemoryEstimate, where: Bytes) -> dict[str, Any]:
         "process_bytes": guess.process_bytes,
         "total_bytes": sum(where.values()) or guess.total_bytes,
         "parked_bytes": guess.parked_bytes,
+        "projector_bytes": guess.projector_bytes,
+        "encoding_bytes": guess.encoding_bytes,
         "bytes": where,
     }
 
 
+def loads_projector(spec: BackendSpec) -> bool:
+    """Whether a backend has the projector of a multimodal model in memory, too."""
+    return "describe" in spec.tasks
+
+
 def demand_of(facts: ModelFacts, guess: MemoryEstimate, spec: BackendSpec) -> Demand:
     tail = min(facts.embedding_bytes, guess.weights_bytes) if facts.block_count else 0
+    # In one piece, on one device.
+    seeing = guess.projector_bytes + guess.encoding_bytes if loads_projector(spec) else 0
     return Demand(
         layers_bytes=guess.weights_bytes - tail + guess.kv_bytes,
-        tail_bytes=tail,
+        tail_bytes=tail + seeing,
         compute_bytes=guess.compute_bytes,
         context_bytes=spec.context_bytes,
         process_bytes=guess.process_bytes + guess.parked_bytes,

@@ -279,6 +279,11 @@ def _memory(found: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:
         lines.append(("measured", text + ("above" if off > 0 else "below")))
     elif found.get("backend"):
         lines.append(("measured", Cell("not loaded yet with these options", "dim")))
+    if guess.get("projector_bytes"):
+        projector, encoding = guess["projector_bytes"], guess["encoding_bytes"]
+        text = f"{words.size(projector)} projector, {words.size(encoding)} for an image"
+        used = guess.get("projector_loaded")
+        lines.append(("with images", text if used else f"{text}; no backend here loads it yet"))
     if guess.get("parked_bytes"):
         kept = f"{words.size(guess['parked_bytes'])} for conversations that are parked"
         lines.append(("besides", kept))

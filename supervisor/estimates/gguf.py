@@ -7,6 +7,7 @@ from typing import Any
 
 from uml.protocol.errors import BadRequest
 from uml.protocol.models import MemoryEstimate, ModelFacts
+from uml.supervisor.estimates.projector import encoding_bytes
 from uml.supervisor.estimates.sums import spell, whole
 
 _MAX_DEFAULT_CONTEXT = 4096
@@ -100,6 +101,8 @@ def estimate(facts: ModelFacts, options: Mapping[str, Any], process_bytes: int) 
             (process, "process"),
             (parked, "parked conversations"),
         ),
+        projector_bytes=int(facts.extra.get("projector_bytes", 0)),
+        encoding_bytes=encoding_bytes(facts, options),
     )
 
 

@@ -159,7 +159,25 @@ def _projector(key: Callable[..., Any]) -> dict[str, Any]:
     """What turns images or sound into a model's embeddings. Source: llama.cpp's clip-impl.h."""
     senses = [s for s in ("vision", "audio") if key(f"has_{s}_encoder", False) is True]
     lengths = (number(key(f"{sense}.projection_dim")) for sense in senses)
-    return {"modalities": senses, "projection_dim": max(lengths, default=0)}
+    return {
+        "modalities": senses,
+        "projection_dim": max(lengths, default=0),
+        "encoders": {sense: _encoder(sense, key) for sense in senses},
+    }
+
+
+def _encoder(sense: str, key: Callable[..., Any]) -> dict[str, Any]:
+    """What `estimates/projector` needs to know of one."""
+    return {
+        "kind": str(key(f"{sense}.projector_type", key("projector_type", "")))[:64],
+        "width": number(key(f"{sense}.embedding_length")),
+        "forward": number(key(f"{sense}.feed_forward_length")),
+        "heads": number(key(f"{sense}.attention.head_count")),
+        "image_size": number(key(f"{sense}.image_size")),
+        "patch_size": number(key(f"{sense}.patch_size")),
+        "merge": number(key(f"{sense}.spatial_merge_size")),
+        "windows": bool(number(key(f"{sense}.n_wa_pattern"))),
+    }
 
 
 def _length(value: Any) -> int:
