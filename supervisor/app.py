@@ -14,7 +14,8 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import TextIO
 
 from aiohttp import web
@@ -31,6 +32,7 @@ from uml.supervisor.config import Config, ConfigError, cache_dir, config_files
 from uml.supervisor.environments import Environments
 from uml.supervisor.events import Events
 from uml.supervisor.filewatch import FileWatch
+from uml.supervisor.log_file import LogFile, log_path
 from uml.supervisor.machine import Machine
 from uml.supervisor.pool import Pool
 from uml.supervisor.registry import Registry
@@ -209,8 +211,16 @@ def serve(config: Config, *, headless: bool = False, reread: Reread | None = Non
     Raises: AlreadyRunning, PortTaken, ConfigError.
     """
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(run(config, _announce, reread))
+        asyncio.run(_with_bounded_log(run(config, _announce, reread), log_path(config.home)))
     return 0
+
+
+async def _with_bounded_log(work: Coroutine[None, None, None], path: Path) -> None:
+    watching = asyncio.create_task(LogFile(path).watch())
+    try:
+        await work
+    finally:
+        watching.cancel()
 
 
 def _announce(url: str) -> None:

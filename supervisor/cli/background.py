@@ -12,10 +12,10 @@ from pathlib import Path
 
 from uml.supervisor.cli import remote
 from uml.supervisor.cli.failures import Failure
+from uml.supervisor.log_file import log_path
 
 #: A start takes a second or two; a machine that swaps takes longer.
 _DEADLINE_S = 60.0
-_LOG_LIMIT = 4 << 20
 _LISTENING = re.compile(rb"^listening on (http\S+)", re.MULTILINE)
 
 
@@ -28,11 +28,6 @@ class Started:
     log: Path
 
 
-def log_path(home: Path) -> Path:
-    """The log of a supervisor that was started in the background."""
-    return home / "logs" / "supervisor.log"
-
-
 def start(home: Path, options: Sequence[str], deadline_s: float = _DEADLINE_S) -> Started:
     """Run `serve` with `options` in a session of its own; returns once it answers.
 
@@ -40,8 +35,6 @@ def start(home: Path, options: Sequence[str], deadline_s: float = _DEADLINE_S) -
     """
     log = log_path(home)
     log.parent.mkdir(parents=True, exist_ok=True)
-    if log.exists() and log.stat().st_size > _LOG_LIMIT:
-        log.replace(log.with_suffix(".log.1"))
     with log.open("ab") as sink:
         begin = sink.tell()
         process = subprocess.Popen(

@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from uml.supervisor.cli import background, output, remote
+from uml.supervisor import log_file
+from uml.supervisor.cli import output, remote
 from uml.supervisor.cli.parsing import Commands, json_option, remote_options, whole
 
 if TYPE_CHECKING:
@@ -59,11 +60,10 @@ def _beside(client: Client, model: str, said: bool) -> None:
 
 def _from_disk(args: argparse.Namespace) -> int:
     """What the last supervisor in the background left. Raises: Unreachable when there is none."""
-    path = background.log_path(remote.load().home)
-    if args.model or args.follow or not path.exists():
+    path = log_file.log_path(remote.load().home)
+    if args.model or args.follow or not log_file.files(path):
         remote.health(remote.connect(args))
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-args.lines or None :]
-    lines = lines if args.lines else []
+    lines = log_file.tail(path, args.lines)
     if args.json:
         _print(json.dumps({"line": line}) for line in lines)
         return 0
