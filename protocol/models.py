@@ -64,7 +64,8 @@ class MemoryEstimate:
     what the library keeps of the model besides, always host RAM; parked_bytes: RAM on top for what
     is kept only while there is room; mapped: weights are mmap'd files, hence page cache that can
     be reclaimed. projector_bytes, encoding_bytes: weights of a model's projector and its scratch
-    for one image, needed on top by a backend that loads one."""
+    for one image, needed on top by a backend that loads one. draft_bytes: of a draft model beside
+    it, all but what the process keeps."""
 
     weights_bytes: int
     kv_bytes: int
@@ -75,11 +76,12 @@ class MemoryEstimate:
     arithmetic: str = ""
     projector_bytes: int = 0
     encoding_bytes: int = 0
+    draft_bytes: int = 0
 
     @property
     def model_bytes(self) -> int:
         """Weights, KV and compute: what goes to the device."""
-        return self.weights_bytes + self.kv_bytes + self.compute_bytes
+        return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.draft_bytes
 
     @property
     def total_bytes(self) -> int:

@@ -34,6 +34,7 @@ def doubts(config: Config, registry: Registry, backends: Iterable[str]) -> list[
     told += [("preload", name) for name in config.preload]
     for model_id, own in config.models.items():
         told += [(f'models."{model_id}".conflicts_with', name) for name in own.conflicts_with]
+        told += [(f'models."{model_id}".draft_model', own.draft_model)] if own.draft_model else []
     for key, name in told:
         if name.casefold() not in known:
             near = nearest(name, known)

@@ -70,7 +70,7 @@ class Api(abc.ABC):
         on_progress: OnProgress | None = None,
     ) -> Any:
         """Load `model` and answer with its worker's status; dry_run: only what it would take.
-        keep_alive: seconds or "10m", negative for ever."""
+        keep_alive: seconds or "10m", negative for ever. options: num_ctx, draft_model."""
         body = {"model": model, "keep_alive": keep_alive, "options": options}
         return self._load("/load", body, dry_run, on_progress)
 
@@ -80,11 +80,14 @@ class Api(abc.ABC):
         *,
         force: bool = False,
         keep_alive: float | str | None = None,
+        options: dict[str, Any] | None = None,
         dry_run: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Any:
-        """Unload what is not pinned and load `model`. force: cut running answers."""
-        body = {"model": model, "force": force or None, "keep_alive": keep_alive}
+        """Unload what is not pinned and load `model`. force: cut running answers. The rest: as
+        `load`."""
+        body: dict[str, Any] = {"model": model, "force": force or None, "keep_alive": keep_alive}
+        body["options"] = options
         return self._load("/swap", body, dry_run, on_progress)
 
     def _load(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from uml.protocol.errors import Conflict
+from uml.supervisor import drafts
 
 if TYPE_CHECKING:
     from uml.supervisor.environments import Environments
@@ -37,6 +40,7 @@ class Commands:
                 progress(state, fraction)
 
         serving = self._pool.serving
+        self._same_draft(model, options)
         while True:
             _, worker = await serving.acquire(
                 model, keep_alive_s, options, tell=tell, wants_slot=False, urgent=True
@@ -73,6 +77,7 @@ class Commands:
         started = pool.now()
         # What cannot be loaded at all must not cost the models that are.
         self._needs.need(model, keep_alive_s, options)
+        self._same_draft(model, options)
         self._environments.python(model.backend or "")
         leaving = [
             w.id
@@ -91,6 +96,19 @@ class Commands:
             "total_s": round(pool.now() - started, 3),
             "worker": status,
         }
+
+    def _same_draft(self, model: Model, options: Mapping[str, Any] | None) -> None:
+        """A loaded model keeps the draft it has. Raises: Conflict when another one is asked for."""
+        worker = self._pool.scheduler.worker_of(model.id)
+        wanted = (options or {}).get(drafts.KEY)
+        if not wanted or worker is None or worker.need is None:
+            return
+        has = worker.need.options.get(drafts.KEY)
+        if self._registry.find(wanted).id != has:
+            raise Conflict(
+                f"{model.id} is loaded with {has or 'none'} as its {drafts.KEY}; unload it first",
+                param=drafts.KEY,
+            )
 
     def plan(
         self, model: Model, *, swap: bool = False, options: dict[str, Any] | None = None

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from uml.protocol.errors import UmlError
-from uml.supervisor.paths import cache_dir, config_dir, home_dir
+from uml.supervisor.paths import cache_dir, config_places, find_config, home_dir
 from uml.supervisor.units import DURATION_FORMS, SIZE_FORMS, parse_duration, parse_size
 
 __all__ = [
@@ -213,6 +213,7 @@ class ModelConfig:
     conflicts_with: tuple[str, ...] = _now("conflicts_with", _texts, ())
     system_prompt: str | None = _now("system_prompt", _text)
     chat_template: str | None = _key("chat_template", _text)
+    draft_model: str | None = _key("draft_model", _text)
     sampling: dict[str, Any] = _now("sampling", _table, {})
     options: dict[str, Any] = _key("options", _table, {})
 
@@ -326,20 +327,9 @@ def _model(model_id: str, table: Any) -> ModelConfig:
 # --- reading it ----------------------------------------------------------------------------
 
 
-def find_config(env: Mapping[str, str] = os.environ) -> Path | None:
-    """The file that counts: `UML_CONFIG`, `uml.toml` here, the one in the platform's folder."""
-    if env.get("UML_CONFIG"):
-        return Path(env["UML_CONFIG"]).expanduser()
-    return next((p for p in _places() if p.is_file()), None)
-
-
-def _places() -> list[Path]:
-    return [Path.cwd() / "uml.toml", config_dir() / "uml.toml"]
-
-
 def config_files(config: Config) -> list[Path]:
     """The files that count for a configuration, or would if they were there."""
-    path, places = config.path, _places()
+    path, places = config.path, config_places()
     return places if path is None or path in places else [path.absolute()]
 
 

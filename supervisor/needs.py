@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from uml.protocol.errors import BadRequest, InvalidModel, UmlError
 from uml.protocol.models import BackendSpec, MemoryEstimate, ModelFacts
+from uml.supervisor import drafts
 from uml.supervisor.budget import Bytes, DeviceMemory, add
 from uml.supervisor.conversations import Conversations
+from uml.supervisor.drafts import draft_of
 from uml.supervisor.estimates import estimate, resolve_options
 from uml.supervisor.footprints import Footprints, floor, largest
 from uml.supervisor.machine import Machine
@@ -94,13 +96,14 @@ class Needs:
         if spec is None:
             raise InvalidModel(f"no backend here runs {model.facts.format} files", param="model")
         devices = {d.name: d for d in self._machine.snapshot()}
+        draft = draft_of(model, {**model.options, **(options or {})}, self._registry)
         spare = self._degraded.get(model.content_hash, {})
         given = {**model.options, **spare, **_checked(options)}
         context = self._context(model.facts, spec, devices, given)
         resolved = resolve_options(model.facts, {**context, **given})
 
         def attempt(way: Variant) -> tuple[Rank, Sized]:
-            found = self._attempt(model, spec, devices, {**context, **given}, way)
+            found = self._attempt(model, spec, devices, {**context, **given}, way, draft)
             return found.rank, found
 
         _, found = choose(variants(model.facts, given, resolved), attempt)
@@ -150,10 +153,14 @@ class Needs:
         devices: Mapping[str, DeviceMemory],
         given: Mapping[str, Any],
         way: Variant,
+        draft: Model | None,
     ) -> Sized:
         assert model.facts is not None
         resolved = resolve_options(model.facts, {**given, **way.changes})
         guess = estimate(model.facts, resolved, spec.process_bytes)
+        if draft:
+            resolved = drafts.resolve(draft, resolved)
+            guess = drafts.beside(guess, draft, resolved)
         demand = demand_of(model.facts, guess, spec)
         placed = self._place(demand, spec, resolved, devices)
         share = share_asked(spec, resolved)
@@ -280,6 +287,8 @@ class Needs:
         told = dict(need.options)
         if own.chat_template:
             told["chat_template"] = own.chat_template
+        if draft := draft_of(model, need.options, self._registry):
+            told["draft_files"] = list(draft.file.paths)
         if kept := self._conversations.folder(model.content_hash):
             told["conversations_dir"] = str(kept)
         if folders:
@@ -307,4 +316,4 @@ def _checked(options: Mapping[str, Any] | None) -> dict[str, Any]:
         not isinstance(n_ctx, int) or isinstance(n_ctx, bool) or not 1 <= n_ctx <= 1 << 24
     ):
         raise BadRequest("num_ctx must be a whole number from 1", param="num_ctx")
-    return {k: v for k, v in wishes.items() if k == "n_ctx" and v is not None}
+    return {k: v for k, v in wishes.items() if k in ("n_ctx", drafts.KEY) and v is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -29,6 +30,18 @@ def cache_dir() -> Path:
 def config_dir() -> Path:
     """The platform's folder of configuration files."""
     return _platform_dir("XDG_CONFIG_HOME", ".config", "Library/Application Support")
+
+
+def config_places() -> list[Path]:
+    """Where a configuration is looked for, best first."""
+    return [Path.cwd() / "uml.toml", config_dir() / "uml.toml"]
+
+
+def find_config(env: Mapping[str, str] = os.environ) -> Path | None:
+    """The configuration that counts: `UML_CONFIG`, or the first there is."""
+    if env.get("UML_CONFIG"):
+        return Path(env["UML_CONFIG"]).expanduser()
+    return next((p for p in config_places() if p.is_file()), None)
 
 
 def _from_env(name: str) -> Path | None:

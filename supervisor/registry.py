@@ -218,6 +218,7 @@ class Registry:
             "gpu_layers": own.gpu_layers,
             "cache_type_k": own.cache_type_k,
             "cache_type_v": own.cache_type_v,
+            "draft_model": own.draft_model,
             **own.options,
         }
         return Model(

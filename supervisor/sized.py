@@ -68,6 +68,7 @@ def parts_of(guess: MemoryEstimate, where: Bytes) -> dict[str, Any]:
         "kv_bytes": guess.kv_bytes,
         "compute_bytes": guess.compute_bytes,
         "process_bytes": guess.process_bytes,
+        "draft_bytes": guess.draft_bytes,
         "total_bytes": sum(where.values()) or guess.total_bytes,
         "parked_bytes": guess.parked_bytes,
         "projector_bytes": guess.projector_bytes,
@@ -88,7 +89,8 @@ def demand_of(facts: ModelFacts, guess: MemoryEstimate, spec: BackendSpec) -> De
     return Demand(
         layers_bytes=guess.weights_bytes - tail + guess.kv_bytes,
         tail_bytes=tail + seeing,
-        compute_bytes=guess.compute_bytes,
+        # A draft is not divided: it lies where the scratch does.
+        compute_bytes=guess.compute_bytes + guess.draft_bytes,
         context_bytes=spec.context_bytes,
         process_bytes=guess.process_bytes + guess.parked_bytes,
         layers=facts.block_count,

@@ -75,7 +75,7 @@ async def stats(request: web.Request) -> web.Response:
 
 
 async def load(request: web.Request) -> web.StreamResponse:
-    """Body: model, keep_alive?, options?, dry_run?, stream?."""
+    """Body: model, keep_alive?, options?, draft_model?, dry_run?, stream?."""
     gateway, body, wishes = await _read(request)
     if Fields(body).flag("dry_run"):
         return json(gateway.pool.commands.plan(wishes.model, options=wishes.options))
@@ -92,7 +92,7 @@ async def load(request: web.Request) -> web.StreamResponse:
 
 
 async def swap(request: web.Request) -> web.StreamResponse:
-    """Body: model, force?, keep_alive?, options?, dry_run?, stream?."""
+    """Body: model, force?, keep_alive?, options?, draft_model?, dry_run?, stream?."""
     gateway, body, wishes = await _read(request)
     force = Fields(body).flag("force") or False
     if Fields(body).flag("dry_run"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from uml.protocol.errors import BadRequest, TaskNotSupported
+from uml.supervisor import drafts
 from uml.supervisor.api.fields import Fields
 from uml.supervisor.units import DURATION_FORMS, parse_duration
 
@@ -20,7 +21,8 @@ _MOST_CONTEXT = 1 << 24
 @dataclass(frozen=True)
 class Wishes:
     """asked: the model's name as the client wrote it, echoed in answers. keep_alive_s: negative =
-    for ever, 0 = unload after this answer, None = the default. options: {"n_ctx"} or None."""
+    for ever, 0 = unload after this answer, None = the default. options: {"n_ctx", "draft_model"}
+    as far as they were asked for, or None."""
 
     asked: str
     model: Model
@@ -77,10 +79,11 @@ def keep_alive_of(value: object, param: str) -> float | None:
 
 
 def read_options(body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the load depends on: `num_ctx`, at the top or in Ollama's `options`."""
-    fields = Fields(body)
-    n_ctx = fields.whole("num_ctx", "n_ctx", low=1, high=_MOST_CONTEXT)
-    if n_ctx is None:
-        inner = Fields(fields.table("options") or {}, "options")
-        n_ctx = inner.whole("num_ctx", "n_ctx", low=1, high=_MOST_CONTEXT)
-    return None if n_ctx is None else {"n_ctx": n_ctx}
+    """What the load depends on, at the top or in Ollama's `options`: `num_ctx`, `draft_model`."""
+    top = Fields(body)
+    found: dict[str, Any] = {}
+    for fields in (Fields(top.table("options") or {}, "options"), top):
+        n_ctx = fields.whole("num_ctx", "n_ctx", low=1, high=_MOST_CONTEXT)
+        asked = {"n_ctx": n_ctx, drafts.KEY: fields.text(drafts.KEY) or None}
+        found |= {k: v for k, v in asked.items() if v is not None}
+    return found or None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from uml.protocol.errors import UmlError
@@ -15,7 +15,8 @@ from uml.supervisor.cli.parsing import Commands, json_option, remote_options
 
 if TYPE_CHECKING:
     from uml.supervisor.client import Client
-    from uml.supervisor.registry import Model
+    from uml.supervisor.needs import Needs
+    from uml.supervisor.registry import Model, Registry
 
 
 #: How a quantisation would run here.
@@ -121,7 +122,6 @@ def _describe(name: str) -> dict[str, Any]:
     """What is known of a model when nobody runs it."""
     from uml.protocol.errors import InvalidModel
     from uml.supervisor import crashes
-    from uml.supervisor.sized import parts_of
 
     config = remote.load()
     with remote.registry(config) as registry:
@@ -135,15 +135,8 @@ def _describe(name: str) -> dict[str, Any]:
             "bench": registry.bench(model.id),
             "last_crash": crashes.last(config.home, model.id),
         }
-        with contextlib.suppress(UmlError), remote.needs(config, registry) as needs:
-            if model.facts and not model.backend:
-                found["estimate"] = parts_of(needs.guess(model), {})
-            sized = needs.size(model).to_map()
-            found |= sized | {"error": found["error"], "estimate_error": sized.get("error")}
-            family = registry.family(model)
-            found["quantisations"] = {
-                m.id: needs.size(m).rank.name.lower() for m in family if len(family) > 1
-            }
+        with _told(found), remote.needs(config, registry) as needs:
+            found |= _sizes(model, needs, registry)
     if model.facts:
         found["facts"] = {
             "name": model.facts.name,
@@ -156,6 +149,26 @@ def _describe(name: str) -> dict[str, Any]:
             "license": model.facts.license,
         }
     return found
+
+
+def _sizes(model: Model, needs: Needs, registry: Registry) -> dict[str, Any]:
+    """What a load of it would take. Raises: UmlError."""
+    from uml.supervisor.sized import parts_of
+
+    if model.facts and not model.backend:
+        return {"estimate": parts_of(needs.guess(model), {})}
+    sized, family = needs.size(model).to_map(), registry.family(model)
+    ranks = {m.id: needs.size(m).rank.name.lower() for m in family if len(family) > 1}
+    return sized | {"estimate_error": sized.pop("error"), "quantisations": ranks}
+
+
+@contextlib.contextmanager
+def _told(found: dict[str, Any]) -> Iterator[None]:
+    """Why it cannot be loaded, in the place of what a load would take."""
+    try:
+        yield
+    except UmlError as e:
+        found["error"] = found["error"] or e.message
 
 
 def _names(model: Model) -> set[str]:
@@ -267,6 +280,7 @@ def _memory(found: Mapping[str, Any]) -> list[tuple[str, Cell | str]]:
             ("kv_bytes", "context"),
             ("compute_bytes", "compute"),
             ("process_bytes", "process"),
+            ("draft_bytes", "draft model"),
         )
         if guess.get(key)
     )

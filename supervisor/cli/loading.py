@@ -39,6 +39,11 @@ def register(commands: Commands) -> None:
             help='how long it stays when idle: "10m", seconds, -1 for ever',
         )
         parser.add_argument(
+            "--draft-model",
+            metavar="MODEL",
+            help="a small model of the same family that guesses tokens, where that is faster",
+        )
+        parser.add_argument(
             "--dry-run", action="store_true", help="only say who would go, how much and how long"
         )
         _finish(parser)
@@ -159,7 +164,7 @@ def status(args: argparse.Namespace) -> int:
 
 
 def load_model(args: argparse.Namespace) -> int:
-    client, options = remote.connect(args), {"n_ctx": args.ctx} if args.ctx else None
+    client, options = remote.connect(args), {"n_ctx": args.ctx, "draft_model": args.draft_model}
     if args.dry_run:
         found = client.load(args.model, options=options, dry_run=True)
         return _plan(args, "load", found)
@@ -175,12 +180,16 @@ def load_model(args: argparse.Namespace) -> int:
 
 
 def swap_model(args: argparse.Namespace) -> int:
-    client = remote.connect(args)
+    client, options = remote.connect(args), {"draft_model": args.draft_model}
     if args.dry_run:
-        return _plan(args, "swap to", client.swap(args.model, dry_run=True))
+        return _plan(args, "swap to", client.swap(args.model, options=options, dry_run=True))
     with Steps(f"{args.model}:") as progress:
         found = client.swap(
-            args.model, force=args.force, keep_alive=args.keep_alive, on_progress=progress
+            args.model,
+            force=args.force,
+            keep_alive=args.keep_alive,
+            options=options,
+            on_progress=progress,
         )
     if args.json:
         output.print_json(found)

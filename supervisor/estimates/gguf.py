@@ -62,7 +62,7 @@ def _text_sizes(facts: ModelFacts, given: Mapping[str, Any], trained: int) -> di
     return {
         "n_ctx": n_ctx,
         "slots": slots,
-        "kv_cells": _pad(max(cells, n_ctx)),
+        "kv_cells": pad(max(cells, n_ctx)),
         "n_batch": batch,
         "n_ubatch": min(whole(given, "n_ubatch", batch), batch),
         "prefix_cache_bytes": whole(given, "prefix_cache_bytes", _PREFIX_CACHE_BYTES, 0),
@@ -73,11 +73,11 @@ def _vector_sizes(facts: ModelFacts, given: Mapping[str, Any], trained: int) -> 
     """A text is looked at as a whole, so it has to fit into one batch."""
     default = _MAX_DEFAULT_CONTEXT if _keeps_nothing(facts) else _MAX_DEFAULT_WIDE
     n_ctx = min(whole(given, "n_ctx", min(trained, default)), trained)
-    batch = max(whole(given, "n_batch", _BATCH), _pad(n_ctx))
+    batch = max(whole(given, "n_batch", _BATCH), pad(n_ctx))
     return {
         "n_ctx": n_ctx,
         "slots": whole(given, "slots", _EMBEDDING_SLOTS),
-        "kv_cells": _pad(max(whole(given, "kv_cells", batch), batch)),
+        "kv_cells": pad(max(whole(given, "kv_cells", batch), batch)),
         "n_batch": batch,
         "n_ubatch": batch,
         "prefix_cache_bytes": 0,
@@ -134,7 +134,7 @@ def _window_cells(facts: ModelFacts, options: Mapping[str, Any]) -> int:
     if options["swa_full"] or not facts.sliding_window:
         return cells
     wanted = facts.sliding_window * int(options["slots"]) + int(options["n_ubatch"])
-    return _pad(min(cells, wanted))
+    return pad(min(cells, wanted))
 
 
 def compute_bytes(facts: ModelFacts, options: Mapping[str, Any]) -> int:
@@ -181,6 +181,6 @@ def _keeps_nothing(facts: ModelFacts) -> bool:
     return bool(facts.extra.get("keeps_nothing"))
 
 
-def _pad(cells: int) -> int:
+def pad(cells: int) -> int:
     """llama.cpp rounds the number of cells up to this."""
     return -(-int(cells) // _PAD) * _PAD

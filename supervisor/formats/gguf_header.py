@@ -11,10 +11,13 @@ from __future__ import annotations
 import math
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from uml.protocol.errors import InvalidModel
+
+_T = TypeVar("_T")
 
 MAGIC = b"GGUF"
 
@@ -112,6 +115,16 @@ class Header:
     tensors: list[Tensor]
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """kind: the tokenizer's. size: tokens. tokens: one after the other as the file has them, the
+    first few left out."""
+
+    kind: str
+    size: int
+    tokens: bytes
+
+
 class _Cursor:
     """A position in a file, of which only the header is ever read."""
 
@@ -200,6 +213,16 @@ def read_header(path: str) -> Header:
 
     Raises: InvalidModel with the reason; OSError.
     """
+    return _open(path, _parse)
+
+
+def read_vocabulary(path: str, skip: int = 0) -> Vocabulary:
+    """The tokens of one GGUF file, all but the first `skip`. Raises: as `read_header`."""
+    return _open(path, lambda cursor, _: _vocabulary(cursor, skip))
+
+
+def _open(path: str, read: Callable[[_Cursor, int], _T]) -> _T:
+    """What `read` makes of the file and its version."""
     size = os.path.getsize(path)
     with open(path, "rb") as f:
         start = f.read(8)
@@ -212,7 +235,27 @@ def read_header(path: str) -> Header:
             hint = " (a big-endian file)" if big in (2, 3) else ""
             raise InvalidModel(f"GGUF version {version} is not known here{hint}")
         f.seek(0)
-        return _parse(_Cursor(f, size), version)
+        return read(_Cursor(f, size), version)
+
+
+def _vocabulary(cursor: _Cursor, skip: int) -> Vocabulary:
+    cursor.need(16)
+    pairs = cursor.scalar(_U64)
+    kind, size, tokens = "", 0, b""
+    for _ in range(min(pairs, _MAX_VALUES)):
+        key, of = cursor.string(), cursor.scalar(_U32)
+        if key == "tokenizer.ggml.tokens" and of == _ARRAY:
+            of, size = cursor.scalar(_U32), cursor.scalar(_U64)
+            if of != _STRING or size > (cursor.size - cursor.at) // 8:
+                raise InvalidModel("corrupt: its tokens are no texts")
+            cursor.skip_strings(min(skip, size))
+            start = cursor.at
+            cursor.skip_strings(size - min(skip, size))
+            tokens = cursor.data[start : cursor.at]
+            continue
+        value = cursor.value(of)
+        kind = str(value) if key == "tokenizer.ggml.model" else kind
+    return Vocabulary(kind, size, tokens)
 
 
 def _parse(cursor: _Cursor, version: int) -> Header:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from uml.supervisor import config as module
+from uml.supervisor import paths
 from uml.supervisor.config import (
     Config,
     ConfigError,
@@ -25,7 +25,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "uml.example.toml"
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "config_dir", lambda: tmp_path / "platform")
+    monkeypatch.setattr(paths, "config_dir", lambda: tmp_path / "platform")
 
 
 def read(text: str, tmp_path: Path, env: dict[str, str] | None = None) -> Config:

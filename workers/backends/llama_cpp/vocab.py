@@ -35,10 +35,8 @@ class Vocab:
         hundred is looked at, all of them were before the load. The tables of one family are padded
         to different lengths. Source: llama.cpp's common/speculative.cpp."""
         kind = lib.llama_vocab_type
-        marks = (self.bos, self.eos) == (other.bos, other.eos)
         return (
-            marks
-            and kind(self.pointer) == kind(other.pointer)
+            kind(self.pointer) == kind(other.pointer)
             and abs(self.size - other.size) <= _PADDING
             and all(
                 lib.llama_vocab_get_text(self.pointer, token)
