@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from uml.supervisor import drafts
 from uml.supervisor.breaker import Failing
 from uml.supervisor.crew import Crew
 from uml.supervisor.machine import Machine, process_memory
@@ -95,6 +96,7 @@ def _worker(
         "lease_bytes": lease.on_devices() if lease else {},
         "memory_bytes": used,
         "context": need.n_ctx if need else 0,
+        "draft_model": need.options.get(drafts.KEY) if need else None,
         "cores": state.cores,
         "slots": state.slots,
         "busy": len(state.busy),

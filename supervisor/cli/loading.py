@@ -234,6 +234,8 @@ def say_loaded(worker: Mapping[str, Any], model: str) -> None:
         details.append(f"context {worker['context']}")
     if worker.get("slots"):
         details.append(words.plural(int(worker["slots"]), "slot"))
+    if worker.get("draft_model"):
+        details.append(f"draft {worker['draft_model']}")
     name = worker.get("model") or model
     output.say(f"{name}: loaded{took}" + (f", {', '.join(details)}" if details else ""))
 

@@ -104,6 +104,26 @@ def test_larger_num_ctx_reloads_the_model(served: Serving, official: Any) -> Non
     served.client.unload(CHAT)
 
 
+def test_a_draft_model_guesses_beside_it_and_changes_no_answer(served: Serving) -> None:
+    client = served.client
+    task: dict[str, Any] = {"model": CHAT, "messages": QUESTION, "temperature": 0}
+    client.unload(CHAT)
+    alone = client.chat.completions.create(**task).choices[0].message.content
+    client.unload(CHAT)
+    with pytest.raises(UmlError, match="vocabulary") as refused:
+        client.load(CHAT, options={"draft_model": BASE})
+    assert refused.value.param == "draft_model"
+    plan = client.load(CHAT, options={"draft_model": CHAT}, dry_run=True)
+    assert f"draft {CHAT}" in plan.reason
+    worker = client.load(CHAT, options={"draft_model": CHAT})
+    assert worker.draft_model == CHAT and worker.lease_bytes["ram"] == plan.need_bytes["ram"]
+    assert client.chat.completions.create(**task).choices[0].message.content == alone
+    with pytest.raises(UmlError, match="unload it first"):
+        client.load(CHAT, options={"draft_model": BASE})
+    assert client.load(CHAT).id == worker.id, "who asks for none takes it as it is"
+    assert client.unload(CHAT).receipts[0].verified == "yes"
+
+
 def test_sixteen_clients_at_once_are_all_answered(official: Any) -> None:
     answers: dict[int, str] = {}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uml.workers.backends.llama_cpp.gain import MOST, SIZES, Choice, Gain, Offer, Times
+from uml.workers.backends.llama_cpp.gain import MOST, Choice, Gain, Offer, Times
 from uml.workers.backends.llama_cpp.lookup import Lookup
 
 
@@ -128,7 +128,7 @@ def test_trying_takes_a_small_share_of_the_time(offers: list[Offer], row_s: floa
         seconds = 0.010 + row_s * (rows - 1)
         gain.observe(rows, seconds)
         total += seconds + extra
-    assert trials >= len(SIZES), "what is not known is tried, and tried again"
+    assert trials >= 2, "what is not known is tried, and tried again"
     assert spent <= 0.025 * total
 
 

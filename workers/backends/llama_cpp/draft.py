@@ -22,9 +22,14 @@ from uml.protocol.errors import LoadFailed
 from uml.protocol.messages import Load
 from uml.workers.backends.llama_cpp.batch import Batch, Results
 from uml.workers.backends.llama_cpp.context import Context
-from uml.workers.backends.llama_cpp.gain import FADE_HITS, MOST, Offer, Times
+from uml.workers.backends.llama_cpp.gain import FADE_HITS, MOST, SIZES, Offer, Times
 from uml.workers.backends.llama_cpp.layout import Layouts
-from uml.workers.backends.llama_cpp.load import Progress, context_params, load_model
+from uml.workers.backends.llama_cpp.load import (
+    FASTER,
+    Progress,
+    context_params,
+    load_model,
+)
 from uml.workers.backends.llama_cpp.log import Log
 from uml.workers.backends.llama_cpp.options import Options
 from uml.workers.backends.llama_cpp.plan import Pace
@@ -32,8 +37,9 @@ from uml.workers.backends.llama_cpp.sequence import Sequence
 from uml.workers.backends.llama_cpp.slots import Slots, make_slots
 from uml.workers.backends.llama_cpp.vocab import Vocab
 
-#: How often guesses of a draft are thought to be right before any were judged.
-_HOPE = 0.7
+#: How often guesses of a draft are thought to be right before any were judged, and how many
+#: judgements that is worth.
+_HOPE, _HOPED = 0.7, 4
 
 
 @dataclass(eq=False)
@@ -56,17 +62,25 @@ class Follower:
 
 class Draft:
     """slots: of the draft's own context. n_batch: rows of a step. threads: how many may compute,
-    asked for every step. pace: of reading, as far as it is known. Used by the decode loop alone."""
+    asked for every step. times, checks: of steps of the draft, and of its model, as far as they are
+    known. Used by the decode loop alone."""
 
     def __init__(
-        self, slots: Slots, width: int, n_batch: int, threads: Callable[[], int], pace: Pace
+        self,
+        slots: Slots,
+        width: int,
+        n_batch: int,
+        threads: Callable[[], int],
+        times: Times,
+        checks: Times,
     ) -> None:
-        self._slots, self._threads, self._pace = slots, threads, pace
+        self._slots, self._threads = slots, threads
+        self._times, self.checks = times, checks
+        self._pace = Pace(FASTER / max(times.at_most(1), 1e-6))
         self._batch, self._results = Batch(n_batch), Results(width)
-        self._times = Times()
         self._followers: dict[Sequence, Follower] = {}
         #: As a follower's; of all of them.
-        self._hits = _HOPE
+        self._hits, self._judged = _HOPE, 0
         self._broken = False
 
     def offer(self, ready: list[Sequence]) -> Offer:
@@ -130,8 +144,10 @@ class Draft:
         while right < min(len(guess), len(said)) and guess[right] == said[right]:
             right += 1
         for i in range(min(right + 1, len(guess), len(said))):
-            follower.hits += FADE_HITS * ((i < right) - follower.hits)
-            self._hits += FADE_HITS * ((i < right) - self._hits)
+            self._judged += 1
+            weight = max(FADE_HITS, 1 / (_HOPED + self._judged))
+            follower.hits += weight * ((i < right) - follower.hits)
+            self._hits += weight * ((i < right) - self._hits)
         follower.past = follower.asked_at + min(right, len(guess) - 1)
         follower.guess = []
         self._slots.forget(follower)
@@ -189,28 +205,34 @@ class Draft:
             self._pace.observe(rows, seconds)
         return found
 
-    def warm_up(self, token: int) -> None:
-        """Decode that token twice, so that it is known how long one takes. Raises: LoadFailed."""
-        for _ in range(2):
-            self._times = Times()
-            self._batch.clear()
-            self._batch.single(token, 0, 0)
-            try:
-                self._compute(1)
-            except RuntimeError as e:
-                raise LoadFailed(f"the draft model loads but does not decode: {e}") from e
-            self._slots.reset()
+
+def timed(context: Context, token: int, *counts: int) -> Times:
+    """How long steps of so many rows take, each tried once. Raises: LoadFailed."""
+    batch, times = Batch(max(counts)), Times()
+    for count in counts:
+        batch.clear()
+        batch.run([token] * count, 0, 0, output=True, every=True)
+        begin = time.monotonic()
+        if status := lib.llama_decode(context.handle, batch.c):
+            raise LoadFailed(f"the draft model loads but does not decode (status {status})")
+        lib.llama_synchronize(context.handle)
+        times.observe(count, time.monotonic() - begin)
+        lib.llama_memory_clear(context.memory, True)
+    return times
 
 
 def load(
     request: Load,
     options: Options,
+    beside: Context,
     vocab: Vocab,
     log: Log,
     progress: Progress,
     threads: Callable[[], int],
 ) -> Draft:
-    """The draft that `options` name, beside a model with `vocab`; it has decoded a token.
+    """The draft that `options` name; it has decoded a token. beside, vocab: of the model for which
+    it guesses; how long that takes to check guesses is measured, so that it is known from the first
+    answer on what pays.
 
     Raises: LoadFailed.
     """
@@ -230,8 +252,14 @@ def load(
     )
     layouts = Layouts(options.kv_cells, options.slots, elastic=False)
     context = Context(model, context_params(options, request, False, 0), layouts, log.why)
-    draft = Draft(
-        make_slots(model, context, options), others.size, options.n_batch, threads, Pace()
+    token = max(others.bos, 0)
+    timed(context, token, 1)  # reads the weights
+    counts = [1 + size for size in SIZES if size < options.slots]
+    return Draft(
+        make_slots(model, context, options),
+        others.size,
+        options.n_batch,
+        threads,
+        timed(context, token, 1),
+        timed(beside, max(vocab.bos, 0), 1, *counts),
     )
-    draft.warm_up(max(others.bos, 0))
-    return draft

@@ -62,7 +62,7 @@ class Engine:
     ) -> None:
         self._vocab, self._slots, self._outbox = vocab, slots, outbox
         self._threads, self._pace = threads, pace
-        self._gain = Gain(always=speculate == ALWAYS)
+        self._gain = Gain(draft.checks if draft else None, always=speculate == ALWAYS)
         guesser = Guesser(slots, self._gain, draft, on=bool(speculate))
         self._next = Step(slots, Batch(n_batch), pace, self._gain, guesser)
         self._results = Results(vocab.size)

@@ -22,7 +22,7 @@ _FADE_S, FADE_HITS = 0.2, 0.1
 #: A guess has to promise so much more, for what the measuring itself gets wrong.
 _MARGIN = 1.1
 #: The share of the time that may go into trying; less where it came to nothing again and again.
-_SHARE, _LEAST_SHARE = 0.02, 0.0025
+_SHARE, _LEAST_SHARE, _FADE_SHARE = 0.02, 0.0025, 0.85
 #: Tokens over which it has to pay that a draft model first reads the text so far.
 _AHEAD = 128
 
@@ -54,6 +54,11 @@ class Times:
         known, below = self.seconds(rows), self._below(rows)
         return known or (self._step_s[below] * rows / below if below else 0.0)
 
+    def at_least(self, rows: int) -> float:
+        """Beyond what was measured, as if more rows cost nothing."""
+        below = self._below(rows)
+        return self._step_s[below] if below else 0.0
+
     def _below(self, rows: int) -> int | None:
         return max((r for r in self._step_s if r < rows), default=None)
 
@@ -78,11 +83,11 @@ class Choice(NamedTuple):
 
 
 class Gain:
-    """Times of steps that only wrote answers, and what to make of offers. always: take the last
-    one that can be had, whether it pays or not."""
+    """Times of steps that only wrote answers, and what to make of offers. times: as far as they are
+    known. always: take the last offer that can be had, whether it pays or not."""
 
-    def __init__(self, *, always: bool = False) -> None:
-        self.times, self._always = Times(), always
+    def __init__(self, times: Times | None = None, *, always: bool = False) -> None:
+        self.times, self._always = times or Times(), always
         self._purse_s, self._share = 0.0, _SHARE
         #: A plain step's time, while a trial's step runs.
         self._instead_s: float | None = None
@@ -109,7 +114,7 @@ class Gain:
         if plain is None:
             return None
         least = best = _MARGIN * answers / plain
-        chosen, unknown, known = None, list[Choice](), list[tuple[float, Choice]]()
+        chosen, tried = None, list[tuple[float, bool, Choice]]()
         for place, offer in enumerate(offers):
             for size in SIZES:
                 more = size * len(offer.hits)
@@ -120,21 +125,20 @@ class Gain:
                 if offer.known and tokens / (own + plain) <= least:
                     continue  # not even where rows cost nothing
                 seconds = self.times.seconds(answers + more)
-                if seconds is None:
-                    unknown.append(Choice(place, size, trial=True))
-                    continue
-                rate = tokens / (own + seconds)
-                known.append((rate, Choice(place, size, trial=True)))
-                if rate > best:
+                rate = tokens / (own + (seconds or self.times.at_least(answers + more)))
+                if seconds is None or not chosen:
+                    tried.append((rate, seconds is None, Choice(place, size, trial=True)))
+                if seconds is not None and rate > best:
                     best, chosen = rate, Choice(place, size)
-        trial = unknown[0] if unknown else None
         if chosen:
             self._share = _SHARE
-        elif known and not trial:
-            trial = max(known)[1]
+        # What may pay is tried first, then what did not when it was last looked at.
+        new = [(-trial.size, rate, trial) for rate, new, trial in tried if new and rate > best]
+        again = [(0, rate, trial) for rate, _, trial in tried if not chosen]
+        trial = max(new or again)[2] if new or again else None
         if trial and self._may_try(trial, offers[trial.offer], answers, plain):
-            if not unknown:
-                self._share = max(_LEAST_SHARE, self._share / 2)
+            if not new:
+                self._share = max(_LEAST_SHARE, _FADE_SHARE * self._share)
             self._instead_s = plain
             return trial
         return chosen
