@@ -250,7 +250,8 @@ class Needs:
         """The need of one more request for a model that is loaded as `loaded`: the same, unless a
         larger context is asked for. Raises: as `need`."""
         if int(_checked(options).get("n_ctx", 0)) > loaded.n_ctx:
-            return self.need(model, keep_alive_s, options)
+            kept = {k: v for k, v in loaded.options.items() if k == drafts.KEY}
+            return self.need(model, keep_alive_s, {**kept, **(options or {})})
         return replace(loaded, keep_alive_s=self._stay(model, keep_alive_s))
 
     def configure(self, config: Config) -> None:

@@ -85,6 +85,15 @@ def test_a_draft_is_part_of_the_estimate_and_of_what_the_worker_is_told(place: P
     assert told["draft_files"] == list(draft.file.paths)
 
 
+def test_a_larger_context_keeps_the_draft_that_a_load_brought(place: Place) -> None:
+    model = place.registry.find("small")
+    loaded = place.needs.need(model, None, {"draft_model": "big", "n_ctx": 512})
+    larger = place.needs.again(loaded, model, None, {"n_ctx": 1024})
+    assert (larger.n_ctx, larger.options["draft_model"]) == (1024, "big")
+    same = place.needs.again(loaded, model, None, {"draft_model": "small"})
+    assert same.options["draft_model"] == "big", "answers are the same with any"
+
+
 def test_without_one_nothing_is_told_or_counted(place: Place) -> None:
     sized = place.needs.size(place.registry.find("small"))
     assert sized.guess.draft_bytes == 0

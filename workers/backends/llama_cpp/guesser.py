@@ -35,6 +35,8 @@ class Guesser:
         # Columns with different numbers of rows are computed one after the other.
         looked = {} if together else {s: s.lookup.guess() for s in able}
         found = {s: guess for s, guess in looked.items() if guess}
+        if not (found or self._draft):
+            return {}
         offers = [Offer([s.lookup.hits for s in found])]
         if self._draft and able and not (together and len(able) < len(ready)):
             offers.append(self._draft.offer(able))
