@@ -49,6 +49,14 @@ class Load(Message):
 
 
 @dataclass(frozen=True)
+class Prepare(Message):
+    """This model is likely to be loaded next; its lease has not come yet. files: as of `Load`."""
+
+    t: ClassVar[str] = "prepare"
+    files: list[str]
+
+
+@dataclass(frozen=True)
 class Request(Message):
     """Do a task. `params` is the task's map; with `parts` it is empty here and follows as
     `Part` frames holding the msgpack of it. With `body` the parts are the bytes of the task's
@@ -183,7 +191,7 @@ class Log(Message):
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-TO_WORKER = (Load, Request, Part, Cancel, Credit, Threads)
+TO_WORKER = (Prepare, Load, Request, Part, Cancel, Credit, Threads)
 FROM_WORKER = (Hello, Progress, Ready, Chunks, Done, Error, Beat, Log)
 
 

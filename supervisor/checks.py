@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from uml.protocol.errors import UmlError
 from uml.supervisor.api.generation import read_sampling
-from uml.supervisor.config import Config, ConfigError, check_together
+from uml.supervisor.config import AUTO, Config, ConfigError, check_together
 from uml.supervisor.names import nearest
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def doubts(config: Config, registry: Registry, backends: Iterable[str]) -> list[
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             found.append(f"{key}: no model here is called {name}{hint}")
     able = set(backends)
-    named = [("standby", name) for name in config.standby]
+    named = [("standby", name) for name in config.standby if name != AUTO]
     named += [(f'models."{m}".backend', c.backend) for m, c in config.models.items() if c.backend]
     found += [f"{key}: there is no backend {name}" for key, name in named if name not in able]
     return found

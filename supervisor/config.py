@@ -36,6 +36,8 @@ __all__ = [
 
 Reader = Callable[[Any], Any]
 #: Of events, the least important first.
+#: In `standby`: as it turns out.
+AUTO = "auto"
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -225,7 +227,8 @@ class Config:
     budget: device -> most bytes we may hold there. reserve_bytes: device -> bytes left to others.
     max_loaded: models at once. cores: that all models share. max_wait_s: how long newer work may
     keep a busy model in place while another waits for its room. min_residency_s: how long a busy
-    model stays at least. standby: backends that keep an imported process ready.
+    model stays at least. standby: backends that keep an imported process ready; `AUTO`: those
+    whose model had to leave for another.
     low_free_bytes, brake_bytes: device -> free bytes below which idle workers go, and busy ones.
     leak_limit_bytes: growth at equal load that gets a worker replaced; 0 = never.
     conversations_bytes: disk for the states of conversations of models that were unloaded.
@@ -248,7 +251,7 @@ class Config:
     cores: int | None = _key("cores", _whole(1, 1024))
     max_wait_s: float = _now("max_wait", _duration, 8.0)
     min_residency_s: float = _now("min_residency", _duration, 2.0)
-    standby: tuple[str, ...] = _now("standby", _texts, ())
+    standby: tuple[str, ...] = _now("standby", _texts, (AUTO,))
     preload: tuple[str, ...] = _now("preload", _texts, ())
     budget: dict[str, int] = _now("budget", _sizes, {})
     reserve_bytes: dict[str, int] = _now("reserve", _sizes, {})

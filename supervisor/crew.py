@@ -186,7 +186,7 @@ class Crew:
 
     def _on_devices(self, worker: Worker) -> Bytes:
         """Bytes on accelerators, by its own word."""
-        beside = ("ram", "mapped", "parked")
+        beside = ("ram", "mapped", "parked", "unused")
         return {d: b for d, b in self._reported(worker).items() if d not in beside}
 
     def footprint(self, worker_id: str, devices: Collection[str]) -> Bytes:

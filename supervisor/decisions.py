@@ -131,7 +131,10 @@ class Decisions:
             wants = self.admission.wants(need)
             self._let_off(self.claims.make(need.model, wants, victims), now)
             for victim in victims:
-                self.fleet.leave(self.fleet.workers[victim], f"evicted for {need.model}")
+                leaving = self.fleet.workers[victim]
+                self.fleet.leave(leaving, f"evicted for {need.model}")
+                if leaving.need:
+                    self.fleet.expect(leaving.need)
         early = victims is not None or not self._somebody_imports(short)
         if worker is None and early and self.admission.process_fits(need.model, need.process_bytes):
             # Import the library while the victims leave; the model's bytes wait for theirs.
@@ -145,17 +148,25 @@ class Decisions:
 
     def standby_soon(self, now: float) -> None:
         """Once things have calmed down, see to it that each backend has its process ready."""
-        for backend in self.limits.standby:
+        for backend in self.standbys():
             self._out.append(SetTimer(f"standby {backend}", now + self.limits.standby_delay_s))
 
+    def standbys(self) -> dict[str, Bytes]:
+        """Backends of which a process is kept ready, and what that may take."""
+        expected = self.fleet.expected.items()
+        found = dict(self.limits.standby)
+        found |= {b: n.process_bytes for b, n in expected if b in found or self.limits.standby_auto}
+        return found
+
     def standby_now(self, backend: str, now: float) -> None:
-        process_bytes = self.limits.standby.get(backend)
+        process_bytes = self.standbys().get(backend)
         if process_bytes is None or self.fleet.spare(backend):
             return
         if len(self.queues):  # theirs is the room
             self.standby_soon(now)
         elif self.admission.process_fits("", process_bytes):
-            self.fleet.spawn(backend, process_bytes)
+            stays_s = -1 if backend in self.limits.standby else self.limits.spare_s
+            self.fleet.spawn(backend, process_bytes, stays_s)
 
     def _let_off(self, workers: Iterable[WorkerState], now: float) -> None:
         """Nobody claims their room any more: those that drain serve on."""

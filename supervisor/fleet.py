@@ -18,6 +18,7 @@ from uml.supervisor.states import (
     Kill,
     Load,
     Need,
+    Prepare,
     SetTimer,
     Spawn,
     State,
@@ -48,11 +49,17 @@ class Fleet:
         self._serving: dict[str, WorkerState] = {}
         self._running: dict[int, tuple[WorkerState, float]] = {}
         self._spares: dict[str, WorkerState] = {}
+        self._expected: dict[str, Need] = {}
         self._computing: dict[str, WorkerState] = {}
 
     @property
     def workers(self) -> Mapping[str, WorkerState]:
         return self._workers
+
+    @property
+    def expected(self) -> Mapping[str, Need]:
+        """Backend -> its model that is likely to be wanted next."""
+        return self._expected
 
     @property
     def serving(self) -> Mapping[str, WorkerState]:
@@ -64,20 +71,40 @@ class Fleet:
     def process(self, need: Need) -> WorkerState:
         """A process for `need`'s model: a warm standby of its backend, or a new one."""
         worker = self.spare(need.backend) or self.spawn(need.backend, need.process_bytes)
+        self._budget.grant(worker.id, need.process_bytes)
         self._assign(worker, need)
+        self._prepare(worker)
         return worker
+
+    def expect(self, need: Need) -> None:
+        """This model had to leave for another and is likely to be wanted again."""
+        self._expected[need.backend] = need
 
     def spare(self, backend: str) -> WorkerState | None:
         """A process of `backend` that is nobody's yet."""
         return next((w for w in self._spares.values() if w.backend == backend), None)
 
-    def spawn(self, backend: str, lease: Bytes) -> WorkerState:
-        """A process that imports its library, for nobody yet."""
+    def spawn(self, backend: str, lease: Bytes, keep_alive_s: float = -1) -> WorkerState:
+        """A process that imports its library, for nobody yet; keep_alive_s: as long as that."""
         worker = WorkerState(f"w{next(self._ids)}", backend, State.STARTING)
+        worker.keep_alive_s = keep_alive_s
         self._workers[worker.id] = self._spares[worker.id] = worker
         self._budget.grant(worker.id, lease)
         self._do(Spawn(worker.id, backend))
         return worker
+
+    def standby(self, worker: WorkerState, now: float) -> None:
+        """Its library is imported."""
+        worker.state, worker.used_at = State.STANDBY, now
+        self._prepare(worker)
+        self.idle_clock(worker)
+
+    def _prepare(self, worker: WorkerState) -> None:
+        """Let it begin with its model, or with the one that is expected."""
+        need = worker.need or self._expected.get(worker.backend)
+        if worker.state is State.STANDBY and need and worker.prepared != need.model:
+            worker.prepared = need.model
+            self._do(Prepare(worker.id, need.model))
 
     def lease(self, worker: WorkerState, need: Need, wants: Bytes) -> None:
         """The model's own lease takes the place of the process's."""
@@ -99,7 +126,7 @@ class Fleet:
         self.idle_clock(worker)
 
     def _assign(self, worker: WorkerState, need: Need) -> None:
-        worker.need = need
+        worker.need, worker.keep_alive_s = need, need.keep_alive_s
         self._spares.pop(worker.id, None)
         self._serving[need.model] = worker
 
@@ -203,7 +230,8 @@ class Fleet:
         if worker.state is State.KILLING:
             return
         worker.state, worker.reason = State.KILLING, reason
-        self._spares.pop(worker.id, None)
+        if self._spares.pop(worker.id, None):
+            self._expected.pop(worker.backend, None)
         self._rests(worker)
         if worker.model and self._serving.get(worker.model) is worker:
             del self._serving[worker.model]

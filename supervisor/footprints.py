@@ -48,8 +48,10 @@ def floor(demand: Demand, placed: Placement) -> Bytes:
 
 def ram_of(held: Bytes, reported: Mapping[str, int]) -> Bytes:
     """held: as devices and kernel count it. reported: by the worker; `mapped` weights are needed
-    and not anonymous, `parked` states are anonymous and can be done without."""
-    ram = held.get("ram", 0) + reported.get("mapped", 0) - reported.get("parked", 0)
+    and not anonymous, `parked` states are anonymous and can be done without, and what is `unused`
+    so far is going to be taken when there is more to do."""
+    beside = reported.get("mapped", 0) + reported.get("unused", 0) - reported.get("parked", 0)
+    ram = held.get("ram", 0) + beside
     return {**held, "ram": max(0, ram)}
 
 

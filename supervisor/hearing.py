@@ -5,6 +5,7 @@ Each message moves what is known of the worker (`Vital`), and, where it is an ev
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from uml.protocol import WIRE_VERSION, messages
@@ -72,8 +73,15 @@ class Hearing:
         now = self._pool.now()
         vital.ready_at, vital.facts = now, ready.facts
         vital.reported = ready.memory
+        self._pool.feed(self._pool.scheduler.on_ready(worker.id, ready.slots, now))
+        # After the requests have gone to it: they have waited long enough.
+        asyncio.get_running_loop().call_soon(self._note_ready, worker, vital, now)
+
+    def _note_ready(self, worker: Worker, vital: Vital, now: float) -> None:
         state = self._pool.scheduler.workers.get(worker.id)
-        if state and state.need and vital.load_started:
+        if state is None or state.state is State.KILLING:
+            return
+        if state.need and vital.load_started:
             seconds = round(now - vital.load_started, 3)
             vital.load_s = seconds
             self._registry.record_load(state.need.model, seconds)
@@ -88,7 +96,6 @@ class Hearing:
                 "worker.ready", worker=worker.id, model=state.need.model, load_s=seconds
             )
         self._pool.measure()
-        self._pool.feed(self._pool.scheduler.on_ready(worker.id, ready.slots, now))
         self._pool.conversations.prune()
 
     def on_exit(self, worker: Worker, how: str) -> None:

@@ -76,7 +76,7 @@ class Needs:
             model=model.id,
             backend=sized.spec.name,
             bytes=sized.bytes,
-            process_bytes={"ram": sized.spec.process_bytes},
+            process_bytes={"ram": sized.guess.process_bytes},
             n_ctx=int(sized.options.get("n_ctx") or 0),
             keep_alive_s=self._stay(model, keep_alive_s),
             pinned=own.pinned,
@@ -286,6 +286,8 @@ class Needs:
         folders = [f for d in devices if (f := self._machine.fake_folders.get(d))]
         own = self._config.for_model(model.id)
         told = dict(need.options)
+        if model.facts:
+            told |= {"arch": model.facts.arch, "vocab_size": model.facts.vocab_size}
         if own.chat_template:
             told["chat_template"] = own.chat_template
         if draft := draft_of(model, need.options, self._registry):

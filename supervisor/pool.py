@@ -20,6 +20,7 @@ from uml.supervisor import states
 from uml.supervisor.breaker import Failing
 from uml.supervisor.budget import Budget
 from uml.supervisor.commands import Commands
+from uml.supervisor.config import AUTO
 from uml.supervisor.conversations import Conversations
 from uml.supervisor.crashes import Crashes
 from uml.supervisor.crew import Crew
@@ -153,7 +154,7 @@ class Pool:
                 self.keeper.load(model, reason)
 
     def _limits(self, config: Config) -> states.Limits:
-        kept = (name for name in config.standby if name in self._specs)
+        kept = [name for name in config.standby if name in self._specs]
         return states.Limits(
             max_loaded=config.max_loaded,
             cores=config.cores or self._machine.cores,
@@ -161,6 +162,7 @@ class Pool:
             max_wait_s=_endless(config.max_wait_s),
             min_residency_s=max(0.0, config.min_residency_s),
             standby={name: {"ram": self._specs[name].process_bytes} for name in kept},
+            standby_auto=AUTO in config.standby,
         )
 
     # --- carrying out ----------------------------------------------------------------------
@@ -170,6 +172,10 @@ class Pool:
             match action:
                 case states.Spawn():
                     self._spawn(action)
+                case states.Prepare():
+                    if model := self.serving.models.get(action.model):
+                        files = list(model.file.paths)
+                        self.crew.workers[action.worker].send(messages.Prepare(files))
                 case states.Load():
                     self._load(action)
                 case states.Threads():

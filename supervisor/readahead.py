@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+#: Seconds until it is known that the room is not made at once; then there is no time to gain.
+_PATIENCE_S = 0.05
 #: The kernel reads no more than its read-ahead window (128 KiB by default) for one request to do
 #: so, whatever its length says: a single one brings 3 % of a file of 250 MB. Source: Linux,
 #: mm/readahead.c, force_page_cache_ra.
@@ -24,6 +26,15 @@ class ReadAhead:
     def __init__(self) -> None:
         self._reading: asyncio.Future[None] | None = None
         self._stopped = False
+
+    def soon(self, paths: Sequence[str], room_bytes: int, waits: Callable[[], bool]) -> None:
+        """Begin to read `paths`, if somebody `waits` for them still in a moment."""
+
+        def look() -> None:
+            if waits():
+                self.begin(paths, room_bytes)
+
+        asyncio.get_running_loop().call_later(_PATIENCE_S, look)
 
     def begin(self, paths: Sequence[str], room_bytes: int) -> None:
         """Start to read `paths`, unless they are larger than `room_bytes`, what the page cache may

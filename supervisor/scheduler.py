@@ -146,7 +146,7 @@ class Scheduler:
     def on_hello(self, worker_id: str, now: float) -> list[Action]:
         worker = self.workers.get(worker_id)
         if worker and worker.state is State.STARTING:
-            worker.state = State.STANDBY
+            self._fleet.standby(worker, now)
             if worker.model:
                 self._decide.look_at(worker.model)
         return self._decide.settle(now)
@@ -244,6 +244,7 @@ class Scheduler:
                 continue
             if worker.state in (State.READY, State.DRAINING):
                 self._fleet.leave(worker, f"makes way for {model}", final=True, force=force)
+                self._fleet.expect(worker.need)
         return self._decide.settle(now)
 
     def on_configured(
@@ -257,7 +258,7 @@ class Scheduler:
             self.budget.places[LOADED] = limits.max_loaded
         for worker in self.workers.values():
             if worker.need is None:
-                if worker.backend not in limits.standby:
+                if worker.backend not in self._decide.standbys():
                     self._fleet.kill(worker, "no standby is wanted any more")
                 continue
             worker.need = adjusted(worker.need)

@@ -182,7 +182,8 @@ class Serving:
                 self.tell(model.id, last=True)
                 if serving is None and pool.scheduler.line(model.id) == [request]:
                     room = pool.machine.snapshot()[0].free_bytes
-                    self.read_ahead.begin(model.file.paths, room)
+                    waits = partial(self._waits_for_room, model.id)
+                    self.read_ahead.soon(model.file.paths, room, waits)
             return request, pool.crew.workers[await waiting.granted]
         except asyncio.CancelledError:
             granted = waiting.granted
@@ -193,6 +194,10 @@ class Serving:
             raise
         finally:
             self._waiting.pop(request, None)
+
+    def _waits_for_room(self, model: str) -> bool:
+        worker = self._pool.scheduler.worker_of(model)
+        return bool(self._pool.scheduler.line(model)) and not (worker and worker.leased)
 
     def grant(self, request: int, worker: str) -> None:
         """The scheduler gives `request` its worker; one that left meanwhile gives it back."""

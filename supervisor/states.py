@@ -53,6 +53,14 @@ class Spawn:
 
 
 @dataclass(frozen=True)
+class Prepare:
+    """Begin with what of the load needs no lease."""
+
+    worker: str
+    model: str
+
+
+@dataclass(frozen=True)
 class Load:
     """threads: cores it has for now."""
 
@@ -101,7 +109,7 @@ class Tell:
     fields: dict[str, Any]
 
 
-Action = Spawn | Load | Threads | Kill | Grant | Refuse | SetTimer | Tell
+Action = Spawn | Prepare | Load | Threads | Kill | Grant | Refuse | SetTimer | Tell
 
 
 @dataclass
@@ -113,7 +121,9 @@ class Limits:
     while another waits for its room. min_residency_s: how long a busy model stays at least, once
     loaded. linger_s: how long it has to be idle before it leaves for another: its clients' time to
     ask again. priority_s: what one step of priority is worth in seconds of waiting. standby:
-    backends of which a process with the library imported is kept ready, and what that takes."""
+    backends of which a process with the library imported is kept ready, and what that takes.
+    standby_auto: so is one of a backend whose model had to leave for another, as it is likely to
+    be wanted again; for `spare_s`, if nobody uses it."""
 
     max_loaded: int | None = None
     cores: int | None = None
@@ -123,7 +133,9 @@ class Limits:
     linger_s: float = 0.05
     priority_s: float = 10.0
     standby: Mapping[str, Bytes] = field(default_factory=dict)
+    standby_auto: bool = False
     standby_delay_s: float = 1.0
+    spare_s: float = 300.0
 
     def adopt(self, other: Limits) -> None:
         """Be as the other ones from now on."""
@@ -134,9 +146,10 @@ class Limits:
 class WorkerState:
     """A worker as the scheduler sees it. leased: it has its model's lease, not only a process's.
     cores: that it holds now, 0 while it is idle; threads: what it was last told of them. alone: the
-    request that has it to itself. claimed_by: the model that waits for its room. `final`: its
-    draining cannot be undone. load_at, ready_at, used_at: when its load began and ended, and a
-    request last did. idle_timer: when its idleness will be looked at."""
+    request that has it to itself. prepared: the model that it was last told to expect.
+    claimed_by: the model that waits for its room. `final`: its draining cannot be undone. load_at,
+    ready_at, used_at: when its load began and ended, and a request last did. idle_timer: when its
+    idleness will be looked at."""
 
     id: str
     backend: str
@@ -148,6 +161,7 @@ class WorkerState:
     threads: int = 0
     busy: set[int] = field(default_factory=set)
     alone: int | None = None
+    prepared: str | None = None
     load_at: float = 0.0
     ready_at: float = 0.0
     used_at: float = 0.0
@@ -169,7 +183,8 @@ class WorkerState:
 
     def until(self) -> float | None:
         """When idleness ends it, on the scheduler's clock; None = not by time."""
-        if self.state is not State.READY or self.busy or self.keep_alive_s < 0:
+        spare = self.state is State.STANDBY and self.need is None
+        if not (spare or self.state is State.READY) or self.busy or self.keep_alive_s < 0:
             return None
         return self.used_at + self.keep_alive_s
 

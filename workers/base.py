@@ -175,7 +175,8 @@ class Job:
 
 
 class Backend:
-    """Base of all backends. log: `log("info", "event", field=...)` becomes a `log` frame.
+    """Base of all backends. log: `log("info", "event", field=...)` becomes a `log` frame. beat:
+    sends what `stats` and `memory` say now, where that cannot wait for half a second.
     slots: requests served at once; the host sets it to what `load` said in `Ready`. threads: cores
     to compute with for now, see `set_threads`."""
 
@@ -185,12 +186,18 @@ class Backend:
 
     def __init__(self, outbox: Outbox, log: Callable[..., None]) -> None:
         self.outbox, self.log = outbox, log
+        self.beat: Callable[[], None] = lambda: None
         self._threads: ThreadPoolExecutor | None = None
         self._futures: dict[Job, Future[None]] = {}
 
     def versions(self) -> dict[str, str]:
         """Import the library and say its versions. Raises: ImportError."""
         return {}
+
+    def prepare(self, files: list[str]) -> None:
+        """`files` are likely to be loaded next: begin with what of that takes little memory (the
+        spec's `process_bytes`, and what the estimate counts to the process) and no device. Must
+        return at once. May be called for others, and others may be loaded, then."""
 
     def load(self, load: messages.Load, progress: Progress) -> messages.Ready:
         """Load the model; blocks. Returns only after the model has worked once.

@@ -59,6 +59,7 @@ class Host:
         """Serve until EOF; never returns."""
         try:
             self._backend = self._make(self._outbox, self._log)
+            self._backend.beat = self._tell
             versions = self._backend.versions()
         except Exception as e:
             traceback.print_exc()
@@ -96,6 +97,8 @@ class Host:
             self._cancel(message.id)
         elif isinstance(message, messages.Threads):
             self._backend.set_threads(max(1, message.count))
+        elif isinstance(message, messages.Prepare):
+            self._backend.prepare(message.files)
         elif isinstance(message, messages.Load):
             if self._loading:
                 raise ProtocolError("a second load: a worker has one model")
@@ -224,10 +227,13 @@ class Host:
     def _beat(self) -> None:
         pause = threading.Event()
         while True:
-            busy, queued, progress = self._backend.stats()
-            memory = self._backend.memory()
-            self._channel.send(messages.Beat(busy, queued, progress + self._loads, memory))
+            self._tell()
             pause.wait(_BEAT_S)
+
+    def _tell(self) -> None:
+        busy, queued, progress = self._backend.stats()
+        memory = self._backend.memory()
+        self._channel.send(messages.Beat(busy, queued, progress + self._loads, memory))
 
     def _log(self, level: str, event: str, **fields: Any) -> None:
         try:

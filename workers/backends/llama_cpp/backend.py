@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from uml.workers.backends.llama_cpp.log import Log
     from uml.workers.backends.llama_cpp.prefix import Shelf
     from uml.workers.backends.llama_cpp.prepare import Preparer
+    from uml.workers.backends.llama_cpp.reading import Reading
 
 #: How long a thread in Python may keep the decode loop waiting, in seconds (5 ms is the default).
 _SWITCH_S = 0.0005
@@ -29,6 +30,7 @@ class LlamaCpp(Backend):
     def __init__(self, outbox: Outbox, log: Callable[..., None]) -> None:
         super().__init__(outbox, log)
         self._llama_log: Log | None = None
+        self._reading: Reading | None = None
         self._loaded: Loaded | None = None
         self._engine: Engine | EmbedEngine | None = None
         self._preparer: Preparer | None = None
@@ -44,6 +46,16 @@ class LlamaCpp(Backend):
         self._llama_log.catch()
         return found
 
+    def prepare(self, files: list[str]) -> None:
+        """Begin to read the vocabulary."""
+        from uml.workers.backends.llama_cpp.reading import Reading
+
+        if self._reading is not None and self._reading.files != files:
+            self._reading.drop()
+            self._reading = None
+        if self._reading is None:
+            self._reading = Reading(files)
+
     def load(self, load: Load, progress: Progress) -> Ready:
         from uml.workers.backends.llama_cpp.load import load as load_model
 
@@ -51,12 +63,16 @@ class LlamaCpp(Backend):
             self.versions()
         assert self._llama_log is not None
         sys.setswitchinterval(_SWITCH_S)
-        loaded = self._loaded = load_model(load, self._llama_log, progress, lambda: self.threads)
+        self.prepare(load.files)
+        assert self._reading is not None
+        loaded = self._loaded = load_model(
+            load, self._reading, self._llama_log, progress, lambda: self.threads, self.beat
+        )
         if loaded.embedding:
             self._start_embedding(loaded)
         else:
             self._start_answering(loaded)
-        return Ready(slots=loaded.options.slots, facts=loaded.facts, memory=loaded.memory)
+        return Ready(slots=loaded.options.slots, facts=loaded.facts, memory=self.memory())
 
     def can(self, task: Task) -> bool:
         """`submit` says in more words what cannot be done, and why."""
@@ -88,7 +104,10 @@ class LlamaCpp(Backend):
         if self._loaded is None:
             return {}
         parked = self._shelf.private_bytes if self._shelf else 0
-        return self._loaded.memory | {"parked": parked}
+        context, kv_bytes = self._loaded.context, self._loaded.facts["kv_bytes"]
+        cells = context.layouts.pool.cells
+        unused = kv_bytes * (cells - context.most_cells) // cells
+        return self._loaded.memory | {"parked": parked, "unused": unused}
 
     @property
     def _embedder(self) -> Any:

@@ -22,7 +22,8 @@ _KEPT_BYTES = 16 << 20
 
 class Context:
     """`handle` and `memory` are the library's, and others after each `move`. params: of the
-    library, but for what a layout decides. why: what the library last complained of.
+    library, but for what a layout decides. why: what the library last complained of. grows: called
+    before the context takes more memory than it had.
 
     Raises: LoadFailed.
     """
@@ -33,14 +34,21 @@ class Context:
     cells: Cells | Columns
 
     def __init__(
-        self, model: Any, params: Any, layouts: Layouts, why: Callable[[], str] = lambda: ""
+        self,
+        model: Any,
+        params: Any,
+        layouts: Layouts,
+        why: Callable[[], str] = lambda: "",
+        grows: Callable[[], None] = lambda: None,
     ) -> None:
-        self._model, self._params, self._why = model, params, why
+        self._model, self._params, self._why, self._grows = model, params, why, grows
         self.layouts, self.handle = layouts, None
         #: Of what one token leaves in the cache; known when `portable` was asked.
         self.cell_bytes = 0
         #: Used again and again: fresh memory costs more than the copying.
         self._read = self._written = np.empty(0, np.uint8)
+        #: The most cells that a layout had so far.
+        self.most_cells = layouts.first().cells
         if not self._make(layouts.first()):
             raise LoadFailed(f"llama.cpp makes no context: {why() or 'out of memory'}")
 
@@ -49,6 +57,9 @@ class Context:
         layout: then all is empty, but lies as before. Without memory even for that the process
         ends: whoever waits is served by the next one."""
         before = self.layout
+        if layout.cells > self.most_cells:
+            self.most_cells = layout.cells
+            self._grows()
         lib.llama_free(self.handle)
         if self._make(layout):
             return True

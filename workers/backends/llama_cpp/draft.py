@@ -236,7 +236,7 @@ def load(
 
     Raises: LoadFailed.
     """
-    given = {"n_gpu_layers": -1 if options.n_gpu_layers else 0, "tensor_split": None}
+    given = {"n_gpu_layers": -1 if options.n_gpu_layers else 0, "tensor_split": None, "arch": None}
     own = dataclasses.replace(
         request, files=list(options.draft_files), options={**request.options, **given}
     )

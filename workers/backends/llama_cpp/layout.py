@@ -19,8 +19,8 @@ PAD = 256
 _LEAST_CELLS = 2048
 #: Cells an answer is expected to need beyond what it has, when columns are chosen for it.
 _AHEAD = 256
-#: Columns of the beginning are not shorter than this, and not more.
-_FIRST_COLUMN, _FIRST_COLUMNS = 1024, 8
+#: Columns of the beginning, and how many: enough for a few short answers.
+_FIRST_COLUMN, _FIRST_COLUMNS = 512, 8
 #: From one pool back to columns only after so long: the move costs everybody time.
 SETTLED_S = 5.0
 
@@ -64,13 +64,15 @@ class Layouts:
             self.columns = [Layout(n * column, n, column) for n, column in divided if column]
 
     def first(self) -> Layout:
-        """Before anything is known of the load."""
-        usual = [
-            one
-            for one in self.columns
-            if one.sequences <= _FIRST_COLUMNS and one.column >= _FIRST_COLUMN
-        ]
-        return usual[-1] if usual else self.columns[0] if self.columns else self.pool
+        """Before anything is known of the load. Not all cells: they are zeroed when they are made,
+        which every swap waits for, and who asks little never needs the others (measured, SmolLM2:
+        16 ms for 16384 cells, several hundred where a virtual machine's host took the memory back
+        meanwhile; a quarter of both for these)."""
+        if not self.columns:
+            return self.pool
+        count = min(_FIRST_COLUMNS, self.pool.sequences)
+        few = Layout(count * _FIRST_COLUMN, count, _FIRST_COLUMN)
+        return few if few.cells < self.pool.cells else self.columns[-1]
 
     def choose(self, now: Layout, needs: list[Need], *, settled: bool = True) -> Layout:
         """For those who compute, and who wait as far as slots go. What is stays as long as it

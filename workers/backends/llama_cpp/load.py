@@ -23,6 +23,7 @@ from uml.workers.backends.llama_cpp.options import (
     split,
 )
 from uml.workers.backends.llama_cpp.plan import Pace
+from uml.workers.backends.llama_cpp.reading import Reading, open_model, without_vocabulary
 from uml.workers.backends.llama_cpp.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -53,8 +54,16 @@ class Loaded:
     draft: Draft | None
 
 
-def load(request: Load, log: Log, progress: Progress, threads: Callable[[], int]) -> Loaded:
-    """When this returns the model has decoded a token. threads: how many may compute.
+def load(
+    request: Load,
+    reading: Reading,
+    log: Log,
+    progress: Progress,
+    threads: Callable[[], int],
+    grows: Callable[[], None],
+) -> Loaded:
+    """When this returns the model has decoded a token. reading: of its vocabulary. threads: how
+    many may compute. grows: see `Context`.
 
     Raises: LoadFailed, InvalidModel.
     """
@@ -77,9 +86,12 @@ def load(request: Load, log: Log, progress: Progress, threads: Callable[[], int]
         context_params(options, request, embedding, pooling),
         Layouts(options.kv_cells, options.slots, elastic=_elastic(model, options, embedding)),
         log.why,
+        grows,
     )
-    sizes = log.size("KV") + log.size("RS"), log.size("compute") + log.size("output")
-    vocab = Vocab(lib.llama_model_get_vocab(model))
+    cells, first = context.layouts.pool.cells, context.layout.cells
+    kv_bytes = (log.size("KV") + log.size("RS")) * cells // first
+    compute_bytes = log.size("compute") + log.size("output")
+    vocab = _vocab(model, reading)
     progress("warm-up", None)
     pace = _warm_up(context, vocab, options, embedding)
     draft = None
@@ -96,8 +108,8 @@ def load(request: Load, log: Log, progress: Progress, threads: Callable[[], int]
         "description": _text(lib.llama_model_desc, model),
         "parameters": lib.llama_model_n_params(model),
         "weights_bytes": lib.llama_model_size(model),
-        "kv_bytes": sizes[0],
-        "compute_bytes": sizes[1],
+        "kv_bytes": kv_bytes,
+        "compute_bytes": compute_bytes,
         "n_ctx": options.n_ctx,
         "n_ctx_train": trained,
         "n_embd": lib.llama_model_n_embd(model),
@@ -159,18 +171,32 @@ def load_model(request: Load, log: Log, progress: Progress, stage: str = "weight
         (False, True): lib.LLAMA_LOAD_MODE_MLOCK,
     }[given.get("mmap") is not False, given.get("mlock") is True]
     params.progress_callback = callback
-    paths = [path.encode() for path in request.files]
-    if not paths:
+    if not request.files:
         raise LoadFailed("no file to load")
-    if len(paths) == 1:
-        model = lib.llama_model_load_from_file(paths[0], params)
-    else:
-        model = lib.llama_model_load_from_splits(
-            (ctypes.c_char_p * len(paths))(*paths), len(paths), params
-        )
+    arch, tokens = given.get("arch"), given.get("vocab_size")
+    model = None
+    if arch and tokens:
+        overrides = without_vocabulary(arch, tokens)
+        params.kv_overrides = overrides
+        model = open_model(request.files, params)
+        params.kv_overrides = None
+    # A file that wants its vocabulary, or is broken: then this tells why.
+    model = model or open_model(request.files, params)
     if not model:
         raise LoadFailed(f"llama.cpp does not load {request.files[0]}: {log.why() or 'no reason'}")
     return model
+
+
+def _vocab(model: Any, reading: Reading) -> Vocab:
+    """The model's own, where it has one, else the one that was read apart. Raises: LoadFailed."""
+    own = lib.llama_model_get_vocab(model)
+    if lib.llama_vocab_type(own) != lib.LLAMA_VOCAB_TYPE_NONE:
+        reading.drop()
+        return Vocab(own)
+    apart = reading.vocabulary()
+    if apart is None or lib.llama_vocab_n_tokens(apart) != lib.llama_vocab_n_tokens(own):
+        raise LoadFailed("the vocabulary is not the model's")
+    return Vocab(apart)
 
 
 def context_params(options: Options, request: Load, embedding: bool, pooling: int) -> Any:

@@ -13,6 +13,8 @@ import llama_cpp.llama_cpp as lib
 _DEBUG, _WARNING, _ERROR, _CONTINUED = 1, 3, 4, 5
 #: "load_tensors:   CPU_Mapped model buffer size =    92.09 MiB"
 _BUFFER = re.compile(r":\s+(\S+)\s+(model|KV|RS|compute|output)\s+buffer size\s*=\s*([\d.]+) MiB")
+#: What a load without its vocabulary says each time (`reading`).
+_MEANT = b" dummy tokens"
 #: Buffers on devices; "CUDA_Host" is RAM.
 _ACCELERATOR = re.compile(r"(?:CUDA|ROCm|Vulkan|MTL|Metal)(\d*)")
 
@@ -49,7 +51,7 @@ class Log:
     def _take(self, level: int, text: bytes, _: Any) -> None:
         level = self._level if level == _CONTINUED else level
         self._level = level
-        if level == _DEBUG:  # two thousand lines of a load
+        if level == _DEBUG or _MEANT in text:  # the former are two thousand lines of a load
             return
         line = text.decode("utf-8", "replace")
         if level in (_WARNING, _ERROR):
