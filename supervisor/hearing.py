@@ -73,17 +73,18 @@ class Hearing:
         now = self._pool.now()
         vital.ready_at, vital.facts = now, ready.facts
         vital.reported = ready.memory
+        if vital.load_started:
+            vital.load_s = round(now - vital.load_started, 3)
         self._pool.feed(self._pool.scheduler.on_ready(worker.id, ready.slots, now))
         # After the requests have gone to it: they have waited long enough.
-        asyncio.get_running_loop().call_soon(self._note_ready, worker, vital, now)
+        asyncio.get_running_loop().call_soon(self._note_ready, worker, vital)
 
-    def _note_ready(self, worker: Worker, vital: Vital, now: float) -> None:
+    def _note_ready(self, worker: Worker, vital: Vital) -> None:
         state = self._pool.scheduler.workers.get(worker.id)
         if state is None or state.state is State.KILLING:
             return
-        if state.need and vital.load_started:
-            seconds = round(now - vital.load_started, 3)
-            vital.load_s = seconds
+        if state.need and vital.load_s is not None:
+            seconds = vital.load_s
             self._registry.record_load(state.need.model, seconds)
             self._pool.usage.loaded(state.need.model, seconds)
             need, model = state.need, self._pool.serving.models[state.need.model]

@@ -17,6 +17,7 @@ SAMPLES: list[messages.Message] = [
     messages.Request("r1", "chat", {"messages": []}),
     messages.Part("r1", b"\x00\xff", True),
     messages.Cancel("r1"),
+    messages.Prepare(["/models/m.gguf"]),
     messages.Credit("r1", 100),
     messages.Threads(2),
     messages.Hello("fake", 7, [1, 0], {"x": "1"}),

@@ -323,6 +323,64 @@ def test_warm_standby_takes_the_next_load_without_a_spawn() -> None:
     assert world.spawned == ["w1", "w2"] and world.loaded == ["w1", "w2"]
 
 
+def test_a_model_that_had_to_leave_is_expected_back_by_a_standby() -> None:
+    world = World(standby_auto=True, standby_delay_s=1.0, spare_s=60.0)
+    world.bring(need("a", 600 * MB), 1)
+    world.finish(1)
+    world.wait(1.5)
+    assert world.spawned == ["w1"], "nothing had to leave yet"
+    world.ask(2, need("b", 600 * MB))
+    world.gone("w1")
+    world.hello("w2")
+    world.ready("w2")
+    assert world.prepared[-1] == ("w2", "b")
+    world.wait(1.5)
+    assert world.spawned == ["w1", "w2", "w3"]
+    world.hello("w3")
+    assert world.prepared[-1] == ("w3", "a")
+    world.finish(2)
+    world.ask(3, need("a", 600 * MB))
+    assert world.spawned == ["w1", "w2", "w3"]
+    world.gone("w2")
+    assert world.loaded == ["w1", "w2", "w3"] and len(world.prepared) == 3
+
+
+def test_a_standby_that_nobody_uses_leaves_after_a_while() -> None:
+    world = World(standby_auto=True, standby_delay_s=1.0, spare_s=60.0)
+    world.bring(need("a", 600 * MB, keep_alive_s=-1), 1)
+    world.finish(1)
+    world.ask(2, need("b", 600 * MB, keep_alive_s=-1))
+    world.gone("w1")
+    world.hello("w2")
+    world.ready("w2")
+    world.finish(2)
+    world.wait(1.5)
+    world.hello("w3")
+    world.wait(59)
+    assert not any(w == "w3" for w, _ in world.killed)
+    world.wait(2)
+    assert ("w3", "idle for 60 s") in world.killed
+    world.gone("w3")
+    world.wait(5)
+    assert world.spawned == ["w1", "w2", "w3"], "and no other one comes in its place"
+
+
+def test_a_standby_of_one_model_takes_another_just_as_well() -> None:
+    world = World(standby_auto=True, standby_delay_s=1.0)
+    world.bring(need("a", 600 * MB), 1)
+    world.finish(1)
+    world.ask(2, need("b", 600 * MB))
+    world.gone("w1")
+    world.hello("w2")
+    world.ready("w2")
+    world.finish(2)
+    world.wait(1.5)
+    world.hello("w3")
+    world.ask(3, need("c", 600 * MB))
+    world.gone("w2")
+    assert world.prepared[-2:] == [("w3", "a"), ("w3", "c")] and world.loaded[-1] == "w3"
+
+
 def test_warm_standby_is_the_first_to_go_when_memory_is_short() -> None:
     world = World(standby={"b": {"ram": PROCESS}})
     world.bring(need("a", 500 * MB), 1)

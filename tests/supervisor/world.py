@@ -41,6 +41,7 @@ class World:
         self.granted: dict[int, str] = {}
         self.refused: dict[int, UmlError] = {}
         self.spawned: list[str] = []
+        self.prepared: list[tuple[str, str]] = []
         self.loaded: list[str] = []
         self.killed: list[tuple[str, str]] = []
         self.model_of: dict[str, str | None] = {}
@@ -57,6 +58,8 @@ class World:
                 case states.Spawn():
                     self.spawned.append(action.worker)
                     self.resident[action.worker] = {"ram": PROCESS}
+                case states.Prepare():
+                    self.prepared.append((action.worker, action.model))
                 case states.Load():
                     self.loaded.append(action.worker)
                     self.threads[action.worker] = action.threads

@@ -161,7 +161,7 @@ def test_option_that_makes_no_sense_is_named(key: str, value: Any) -> None:
 def test_estimate_names_its_sum(tmp_path: Path) -> None:
     facts = read_facts(str(write(tmp_path / "m.gguf")))
     guess = estimate(facts, resolve_options(facts, {}), 64 * MIB)
-    assert guess.total_bytes == guess.model_bytes + 64 * MIB + 100 * facts.vocab_size
+    assert guess.total_bytes == guess.model_bytes + 64 * MIB + 140 * facts.vocab_size
     assert guess.parked_bytes == 256 * MIB, "is promised, and not what the model takes"
     assert "KV cache (16384 cells x 0.4 KB)" in guess.arithmetic
     assert "268 MB parked" in guess.arithmetic and "67 MB process" in guess.arithmetic

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from uml.protocol.messages import (
     Hello,
     Load,
     Message,
+    Prepare,
     Progress,
     Ready,
     Request,
@@ -32,6 +34,7 @@ from uml.protocol.messages import (
     parse,
 )
 from uml.protocol.tasks import Task
+from uml.supervisor.formats.gguf import read_facts
 
 ROOT = Path(__file__).resolve().parents[3]
 DEADLINE_S = 100.0
@@ -85,9 +88,21 @@ def calls(deltas: list[Any]) -> list[tuple[str, str]]:
 
 
 class WorkerProcess:
-    """Started and loaded when made. options: `Load.options`."""
+    """Started and loaded when made. options: `Load.options`, beyond what the supervisor says of
+    every model. expected: what it is told to prepare for, one after the other."""
 
-    def __init__(self, python: str, model: Path, *, threads: int = 1, **options: Any) -> None:
+    def __init__(
+        self,
+        python: str,
+        model: Path,
+        *,
+        threads: int = 1,
+        expected: Sequence[Path] = (),
+        **options: Any,
+    ) -> None:
+        if "arch" not in options:
+            facts = read_facts(str(model))
+            options |= {"arch": facts.arch, "vocab_size": facts.vocab_size}
         self._process = subprocess.Popen(
             [python, "-I", "-u", str(ROOT / "workers" / "__main__.py"), ENTRY],
             stdin=subprocess.PIPE,
@@ -105,6 +120,8 @@ class WorkerProcess:
         self.error: dict[str, Any] | None = None
         #: Items per chunks frame.
         self.frames: Counter[int] = Counter()
+        for path in expected:
+            self._write(Prepare([str(path)]))
         self._write(Load("m", [str(model)], options, threads=threads))
         try:
             self.until(lambda: self.ready is not None)

@@ -45,7 +45,7 @@ def test_everybody_fits_into_the_chosen_layout(
 def test_columns_become_more_with_the_requests_and_longer_with_the_longest() -> None:
     layouts = Layouts(16384, 32, elastic=True)
     first = layouts.first()
-    assert first == Layout(16384, 8, 2048)
+    assert first == Layout(4096, 8, 512)
     short, long = Need(100, 164), Need(1900, 4096)
     assert layouts.choose(first, [short] * 8) == first
     many = layouts.choose(first, [short] * 20)
@@ -185,11 +185,31 @@ def assert_as_likely(alone: Any, moved: Any) -> int:
 
 
 @pytest.mark.llama
+def test_cells_come_when_they_are_needed_and_are_announced_before(
+    llama_python: str, models_dir: Path
+) -> None:
+    worker = WorkerProcess(llama_python, models_dir / CHAT_MODEL, n_ctx=4096, slots=32)
+    try:
+        assert worker.ready is not None
+        facts, unused = worker.ready.facts, worker.ready.memory["unused"]
+        assert unused == facts["kv_bytes"] * (16384 - 4096) // 16384
+        worker.run(Complete(prompt="one " * 90, max_tokens=8))
+        worker.idle()
+        assert worker.beats[-1].memory["unused"] == unused
+        asked = worker.ask(Complete(prompt="one " * 900, max_tokens=8))
+        worker.until(lambda: worker.beats[-1].memory["unused"] == 0)
+        assert not worker.answers[asked].deltas, "it is said before it is taken"
+        worker.wait(asked)
+    finally:
+        worker.close()
+
+
+@pytest.mark.llama
 @pytest.mark.parametrize("model", [CHAT_MODEL, "gemma-3-270m.Q4_K_M.gguf"])
 def test_a_models_cells_are_divided_unless_that_is_not_wanted(
     llama_python: str, models_dir: Path, model: str
 ) -> None:
-    for unified, columns in ((False, 4), (True, 0)):
+    for unified, columns in ((False, 8), (True, 0)):
         options = {"n_ctx": 1024, "kv_cells": 4096, "slots": 8, "kv_unified": unified}
         worker = WorkerProcess(llama_python, models_dir / model, **options)
         worker.close()

@@ -105,4 +105,4 @@ def test_truncated_file_fails_with_the_librarys_reason(
     broken = tmp_path / "broken.gguf"
     broken.write_bytes((models_dir / CHAT_MODEL).read_bytes()[: 40 << 20])
     with pytest.raises(LoadFailed, match="within the file bounds"):
-        WorkerProcess(llama_python, broken)
+        WorkerProcess(llama_python, broken, expected=[broken], arch="llama", vocab_size=49152)
