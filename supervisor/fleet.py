@@ -80,6 +80,12 @@ class Fleet:
         """This model had to leave for another and is likely to be wanted again."""
         self._expected[need.backend] = need
 
+    def expect_nothing(self, backend: str) -> None:
+        """And so keep no process for it."""
+        self._expected.pop(backend, None)
+        if spare := self.spare(backend):
+            self.kill(spare, "no standby is wanted any more")
+
     def spare(self, backend: str) -> WorkerState | None:
         """A process of `backend` that is nobody's yet."""
         return next((w for w in self._spares.values() if w.backend == backend), None)

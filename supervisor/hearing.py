@@ -75,6 +75,8 @@ class Hearing:
         vital.reported = ready.memory
         if vital.load_started:
             vital.load_s = round(now - vital.load_started, 3)
+        # What was measured in the middle of the load may not add up.
+        self._pool.measure()
         self._pool.feed(self._pool.scheduler.on_ready(worker.id, ready.slots, now))
         # After the requests have gone to it: they have waited long enough.
         asyncio.get_running_loop().call_soon(self._note_ready, worker, vital)
@@ -96,7 +98,6 @@ class Hearing:
             self._pool.events.emit(
                 "worker.ready", worker=worker.id, model=state.need.model, load_s=seconds
             )
-        self._pool.measure()
         self._pool.conversations.prune()
 
     def on_exit(self, worker: Worker, how: str) -> None:

@@ -229,6 +229,9 @@ class Scheduler:
                 error = Cancelled(f"{model} was unloaded while it was loading")
                 self._decide.turn_away(line, error, now)
             self._fleet.leave(worker, "unloaded", final=True, force=force)
+            # Who unloads wants the memory, and not a quick way back.
+            if worker.backend not in self.limits.standby:
+                self._fleet.expect_nothing(worker.backend)
         return self._decide.settle(now)
 
     def on_retire(self, worker_id: str, reason: str, now: float) -> list[Action]:

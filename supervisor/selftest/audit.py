@@ -62,10 +62,11 @@ def token_of(pid: int, home: Path) -> str:
 
 
 def settled(status: Mapping[str, Any], model: str | None) -> bool:
-    """Whether `model` alone is loaded, or with None nothing is, and nothing else is under way."""
-    workers = status["workers"]
+    """Whether `model` alone is loaded, a standby aside, or with None there is no process at all;
+    and nothing else is under way."""
     if model is None:
-        return not workers
+        return not status["workers"]
+    workers = [w for w in status["workers"] if w["model"]]
     return [(w["model"], w["state"]) for w in workers] == [(model, "ready")]
 
 

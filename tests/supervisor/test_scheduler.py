@@ -365,6 +365,23 @@ def test_a_standby_that_nobody_uses_leaves_after_a_while() -> None:
     assert world.spawned == ["w1", "w2", "w3"], "and no other one comes in its place"
 
 
+def test_who_unloads_a_model_gets_the_standbys_memory_too() -> None:
+    world = World(standby_auto=True, standby_delay_s=1.0)
+    world.bring(need("a", 600 * MB), 1)
+    world.finish(1)
+    world.ask(2, need("b", 600 * MB))
+    world.gone("w1")
+    world.hello("w2")
+    world.ready("w2")
+    world.finish(2)
+    world.wait(1.5)
+    world.hello("w3")
+    world.do(world.scheduler.on_unload("b", world.clock))
+    assert [w for w, _ in world.killed] == ["w1", "w2", "w3"]
+    world.wait(5)
+    assert world.spawned == ["w1", "w2", "w3"]
+
+
 def test_a_standby_of_one_model_takes_another_just_as_well() -> None:
     world = World(standby_auto=True, standby_delay_s=1.0)
     world.bring(need("a", 600 * MB), 1)

@@ -14,7 +14,7 @@ from uml.protocol.tasks import Complete, Embed, Sampling, Task
 BASE_MODEL, EMBED_MODEL = "gemma-3-270m.Q4_K_M.gguf", "all-minilm-l6-v2.Q8_0.gguf"
 #: Without these the worker has to load the model as a whole.
 WHOLE: dict[str, Any] = {"arch": None, "vocab_size": None}
-ASKED = "A naïve café — 123 × 7, 日本語, <|im_start|>"
+ASKED = "A naïve café — 123 + 7, 日本語, <|im_start|>"
 
 pytestmark = pytest.mark.llama
 
