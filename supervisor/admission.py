@@ -193,11 +193,13 @@ class Admission:
         return self._claims.held_back(things, before)
 
     def _is_stuck(self, claimant: str) -> bool:
-        """All whom it waited for are gone, and it lacks something still."""
+        """All whom it waited for are gone, and it lacks something still, be it for others' claims:
+        two that have no victims left would wait for each other."""
         claim, own = self._claims.get(claimant), self._fleet.serving.get(claimant)
         if claim is None or claim.victims:
             return False
-        return bool(self._budget.missing(claim.wants, holder=own.id if own else None))
+        others = self._claims.held_back(claim.wants, lambda other: other != claimant)
+        return bool(self._budget.missing(claim.wants, others, holder=own.id if own else None))
 
     # --- who may leave ---------------------------------------------------------------------
 

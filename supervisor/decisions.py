@@ -106,13 +106,15 @@ class Decisions:
         holds = worker is not None and worker.leased and worker.need
         if not holds or holds.n_ctx < need.n_ctx:
             short = self.admission.missing(need, worker.id if worker else None)
-            if short:
+            if not short:
+                self._let_off(self.claims.drop(need.model), now)
+                worker = worker or self.fleet.process(need)
+                self.fleet.lease(worker, need, self.admission.wants(need))
+                self.queues.lacks(line, ())
+            elif not holds or self.admission.could_fit(need):
                 self._make_room(line, short, worker, now)
                 return
-            self._let_off(self.claims.drop(need.model), now)
-            worker = worker or self.fleet.process(need)
-            self.fleet.lease(worker, need, self.admission.wants(need))
-            self.queues.lacks(line, ())
+            # Else it loads as what it was promised to be; who needs more is told so then.
         if worker is not None and worker.state is State.STANDBY:
             self.fleet.load(worker, now)
 

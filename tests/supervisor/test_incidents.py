@@ -301,3 +301,25 @@ def test_request_that_runs_again_does_not_take_the_room_its_worker_was_making() 
     assert come_up(world, "b") == world.granted[2] and 3 not in world.granted
     world.finish(2)
     assert come_up(world, "a") == world.granted[3]
+
+
+def test_two_claims_whose_victims_are_gone_do_not_wait_for_each_other() -> None:
+    """Room for either, not for both, beside the processes that wait already."""
+    world = World()
+    world.ask(1, need("d", 950 * MB))
+    world.do(world.scheduler.on_abandoned(1, world.clock))
+    world.ask(2, need("a", 300 * MB))
+    world.ask(3, need("d", 950 * MB), urgent=True)
+    world.ask(4, need("c", 700 * MB), urgent=True)
+    for model in ("c", "d", "a"):
+        for _ in range(3):
+            for worker in list(world.scheduler.workers.values()):
+                if worker.state is State.KILLING:
+                    world.gone(worker.id)
+                elif worker.state is State.STARTING:
+                    world.hello(worker.id)
+        world.ready(world.id_of(model))
+        world.wait(3)
+        for request in list(world.scheduler.workers[world.id_of(model)].busy):
+            world.finish(request)
+    assert world.granted.keys() == {2, 3, 4}

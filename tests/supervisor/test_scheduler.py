@@ -313,6 +313,16 @@ def test_shutdown_refuses_the_queue_and_lets_answers_finish() -> None:
     assert [w for w, _ in world.killed] == ["w1"]
 
 
+def test_larger_context_that_cannot_be_had_keeps_nobody_from_the_smaller_one() -> None:
+    world = World()
+    world.ask(1, need("a", 900 * MB, n_ctx=1024))
+    world.foreign = 200 * MB
+    world.ask(2, need("a", 950 * MB, n_ctx=4096))
+    world.hello("w1")
+    world.ready("w1")
+    assert world.granted == {1: "w1"} and world.refused[2].status == 503
+
+
 def test_warm_standby_takes_the_next_load_without_a_spawn() -> None:
     world = World(standby={"b": {"ram": PROCESS}}, standby_delay_s=1.0)
     world.bring(need("a"), 1)

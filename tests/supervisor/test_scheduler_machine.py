@@ -254,7 +254,9 @@ class SingleMachine(SchedulerMachine):
     """`max_loaded` = 1 with memory for all: two models are never resident together."""
 
     def make(self) -> World:
-        return World(total=100_000 * MB, max_loaded=1, max_wait_s=4.0)
+        return World(
+            total=100_000 * MB, max_loaded=1, max_wait_s=4.0, standby_auto=True, spare_s=30.0
+        )
 
     @invariant()
     def never_two_resident(self) -> None:
