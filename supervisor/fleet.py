@@ -149,6 +149,12 @@ class Fleet:
             self.idle_clock(worker)
         self._do(Grant(waiter.request, worker.id))
 
+    def served(self, request: int) -> str | None:
+        """The model that serves a granted request; None when its worker is gone or being killed."""
+        worker, _ = self._running.get(request, (None, 0.0))
+        serves = worker is not None and worker.state in (State.READY, State.DRAINING)
+        return worker.model if worker and serves else None
+
     def finished(self, request: int, now: float) -> tuple[WorkerState | None, float]:
         """A granted request ended; the worker it ran on, and since when."""
         worker, since = self._running.pop(request, (None, now))

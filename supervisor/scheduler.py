@@ -130,13 +130,13 @@ class Scheduler:
 
     def on_finished(self, request: int, now: float) -> list[Action]:
         """A granted request ended, however."""
+        if model := self._fleet.served(request):
+            self.breaker.forget(model)
         worker, since = self._fleet.finished(request, now)
         if worker is not None and worker.model:
             self._decide.forecast.answered(worker.model, now - since)
             if not worker.busy:
                 self._decide.forecast.rests(worker.model, now)
-            if worker.state is State.READY:
-                self.breaker.forget(worker.model)
             self._decide.serve(worker.model, now)
             self._decide.freed(worker)
         return self._decide.settle(now)

@@ -91,6 +91,48 @@ def test_model_that_fails_again_and_again_backs_off_and_is_tried_once_later() ->
     assert 13 not in world.refused, "a person's own load is tried at once"
 
 
+@pytest.mark.parametrize("drained", [False, True])
+def test_answer_that_ends_closes_the_count_of_failures_also_while_its_worker_drains(
+    drained: bool,
+) -> None:
+    world = World()
+
+    def fail(request: int) -> None:
+        world.ask(request, need("a"))
+        worker = world.spawned[-1]
+        world.do(world.scheduler.on_failed(worker, LoadFailed("broken"), world.clock))
+        world.gone(worker)
+
+    fail(1)
+    fail(2)
+    worker = world.bring(need("a"), 3)
+    if drained:
+        world.ask(4, need("b", 900 * MB))
+        world.wait(8.5)
+        assert world.state("a") is State.DRAINING
+    world.finish(3)
+    if drained:
+        world.gone(worker)
+        world.do(world.scheduler.on_abandoned(4, world.clock))
+    else:
+        world.do(world.scheduler.on_unload("a", world.clock))
+        world.gone(worker)
+    fail(5)
+    world.ask(6, need("a"))
+    assert 6 not in world.refused, "the first failure, not the third"
+
+
+def test_answer_that_its_workers_death_cut_closes_nothing() -> None:
+    world = World()
+    for request in range(3):
+        worker = world.bring(need("a"), request)
+        world.do(world.scheduler.on_failed(worker, WorkerDied("killed"), world.clock))
+        world.finish(request)
+        world.gone(worker)
+    world.ask(9, need("a"))
+    assert world.refused[9].status == 503
+
+
 def test_worker_that_dies_while_serving_is_restarted_only_for_waiters() -> None:
     world = World()
     world.bring(need("a"), 1)
