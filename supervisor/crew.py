@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from uml.supervisor.environments import Environments
 
 _ENTRY = Path(__file__).resolve().parent.parent / "workers" / "__main__.py"
-_RECEIPTS = 200
+#: The last ones are told by `status`.
+RECEIPTS = 200
 _LAST_WORDS = 200
 #: Logs of workers that are kept on disk.
 _LOG_FILES = 100
@@ -150,7 +151,7 @@ class Crew:
 
     def _note(self, receipt: Receipt) -> None:
         self.released[receipt.verified] += 1
-        self.receipts = [*self.receipts, receipt][-_RECEIPTS:]
+        self.receipts = [*self.receipts, receipt][-RECEIPTS:]
         future = self._expected.pop(receipt.worker, None)
         if future and not future.done():
             future.set_result(receipt)

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 #: Levels, the least important first.
 LEVELS = ("debug", "info", "warning", "error")
 #: Events that GET /logs can give.
-_KEPT = 2000
+KEPT = 2000
 
 
 def render_pretty(event: dict[str, Any]) -> str:
@@ -83,7 +83,7 @@ class Events(Feed):
     ) -> None:
         super().__init__()
         self._stream = stream
-        self.recent: deque[dict[str, Any]] = deque(maxlen=_KEPT)
+        self.recent: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self.counts: Counter[tuple[str, str]] = Counter()
         self.set(format, level)
 

@@ -18,6 +18,7 @@ import psutil
 from uml.supervisor import segments
 from uml.supervisor.budget import Bytes
 from uml.supervisor.machine import Machine, anonymous_bytes, process_memory
+from uml.supervisor.patience import Patience
 from uml.supervisor.worker import Worker
 
 #: RAM: page accounting is batched per core, and the rest of the machine does not stand still.
@@ -102,6 +103,7 @@ async def release(
     before = {**word, **told, "ram": process_memory(pids).anon}
     shared = {*shared, *segments.held(pids)}
     ram = _Ram(pids)
+    patience = Patience()
     report = await worker.kill()
     swept = segments.sweep(shared)
     pause = 0.005
@@ -114,11 +116,12 @@ async def release(
         # The rest of the machine gives back memory too; the receipt speaks of this worker's.
         freed["ram"] = held if ram_freed is None else min(held, max(0, ram_freed))
         back = {d: _is_back(d, b, after.get(d, 0), freed[d]) for d, b in before.items()}
-        if (all(back.values()) and not report.stuck) or time.monotonic() - started > deadline_s:
+        waited = patience.waited()
+        if (all(back.values()) and not report.stuck) or waited > deadline_s:
             break
         # RAM of reaped processes is free by the kernel's own rule; only its count may lag.
         ram_only = all(ok for d, ok in back.items() if d != "ram") and not report.stuck
-        if ram_only and time.monotonic() - started > 0.25:
+        if ram_only and waited > 0.25:
             break
         await asyncio.sleep(pause)
         pause = min(0.08, pause * 2)

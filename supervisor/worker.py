@@ -27,6 +27,7 @@ from typing import Any, Protocol
 from uml.protocol import frames, messages
 from uml.protocol.errors import ProtocolError
 from uml.supervisor import tree
+from uml.supervisor.patience import Patience
 from uml.supervisor.worker_log import WorkerLog
 
 #: What is read at once. One place for all workers, as none of it is kept there: a new buffer for
@@ -307,7 +308,7 @@ class Worker:
     async def kill(self, deadline_s: float = 10.0) -> KillReport:
         """SIGKILL the whole tree and reap it. When this returns nothing of it runs, save the pids
         named as stuck (in the kernel beyond `deadline_s`)."""
-        started = time.monotonic()
+        started, patience = time.monotonic(), Patience()
         pause = 0.001
         while True:
             tree.reap(self._seen.keys() - {self._launcher})
@@ -316,7 +317,7 @@ class Worker:
                 # Its orphans have come home to us.
                 self._note(tree.strays(self.token, self._launcher))
             members = self._members()
-            elapsed = time.monotonic() - started
+            elapsed = patience.waited()
             if (not members and self._reaped.is_set()) or elapsed > deadline_s:
                 break
             inner = [pid for pid in members if pid != self._launcher]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from uml.protocol.errors import UmlError
+from uml.supervisor.crew import RECEIPTS
+from uml.supervisor.events import KEPT
 from uml.supervisor.selftest.audit import audit, growth, look, marked, residue, settled
 from uml.supervisor.selftest.house import Broken, House
 from uml.supervisor.selftest.plan import Kill, Round
@@ -152,7 +154,9 @@ class Drill:
                 status = await self._house.client.status()
                 self._take(status)
                 others = any(a.model != model for a in traffic.running.values())
-                fresh = model is None or any(a.model == model for a in traffic.done[answered:])
+                fresh = model is None or any(
+                    a.model == model and a.first_at for a in traffic.done[answered:]
+                )
                 if settled(status, model) and not others and fresh:
                     return
             await asyncio.sleep(_POLL_S)
@@ -168,7 +172,8 @@ class Drill:
         self._take(status)
         wrong = audit(status, look(self._house.home, self._house.pid))
         fds, rss = growth(self._house.pid)
-        self.log.samples.append(Sample(self._house.life, fds, rss, tuple(wrong)))
+        full = len(status["receipts"]) >= RECEIPTS and self._house.lines() >= KEPT
+        self.log.samples.append(Sample(self._house.life, fds, rss, full, tuple(wrong)))
 
     def _take(self, status: Mapping[str, Any]) -> None:
         for receipt in status["receipts"]:

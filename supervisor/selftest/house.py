@@ -57,6 +57,7 @@ class House:
         self.home = Path(tempfile.mkdtemp(prefix="uml-selftest-")).resolve()
         #: How many supervisors were started, and how many of them were killed.
         self.life = self.killed = 0
+        self._counted = self._lines = 0
         self.client = AsyncClient()
         self._clients = [self.client]
         self._process: subprocess.Popen[bytes] | None = None
@@ -159,7 +160,8 @@ class House:
         setpriv = shutil.which("setpriv")
         prefix = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
         with self.log.open("ab") as sink:
-            begin = sink.tell()
+            begin = self._counted = sink.tell()
+            self._lines = 0
             self._process = subprocess.Popen(
                 [*prefix, *self._command, "serve", f"--config={self.home / 'uml.toml'}"],
                 env=environ,
@@ -177,6 +179,15 @@ class House:
         with self.log.open("rb") as f:
             f.seek(begin)
             return f.read(1 << 16)
+
+    def lines(self) -> int:
+        """How many this supervisor has written to its log so far."""
+        with self.log.open("rb") as f:
+            f.seek(self._counted)
+            for line in f:
+                self._counted += len(line)
+                self._lines += 1
+        return self._lines
 
     def _last_words(self) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines()

@@ -19,8 +19,8 @@ _KILL_SHARE = 0.5
 _STRAGGLER_SHARE = 0.1
 _SWAPS_PER_RESTART = 50
 #: Supervisors are killed in this first part of a run, so that the last one lives long enough to
-#: show whether it grows.
-_RESTART_SHARE = 0.6
+#: show whether it grows once what it keeps has filled up (some 170 swaps).
+_RESTART_SHARE = 0.4
 
 
 @dataclass(frozen=True)

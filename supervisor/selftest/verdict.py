@@ -19,10 +19,10 @@ from uml.supervisor.selftest.saboteur import Struck
 from uml.supervisor.selftest.traffic import Asked
 from uml.supervisor.units import format_size
 
-#: Swaps of a supervisor's life that are left out of its slope (the lines and receipts that it keeps
-#: fill up to their limits first), and how many it takes beyond.
-_WARM_UP = {"fds": 20, "rss": 150}
-_ENOUGH = 40
+#: Swaps of a supervisor's life that are left out of the slope of its files, and how many a slope
+#: takes beyond. Memory is looked at from when what the supervisor keeps has filled up.
+_FIRST = 20
+_ENOUGH = {"fds": 40, "rss": 60}
 #: Files and bytes per swap that do not count as growth.
 _SLOPE = {"fds": 0.02, "rss": 4096.0}
 _SHOWN = 5
@@ -30,11 +30,14 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Sample:
-    """The supervisor after a swap. life: which one it was. wrong: what did not agree."""
+    """The supervisor after a swap. life: which one it was. full: the log lines and receipts that
+    it keeps have reached their limits, so that nothing it means to keep adds to its memory.
+    wrong: what did not agree."""
 
     life: int
     fds: int
     rss: int
+    full: bool = False
     wrong: tuple[str, ...] = ()
 
 
@@ -159,11 +162,15 @@ def slope(values: Sequence[float]) -> float:
 
 def _slopes(samples: Sequence[Sample], what: str) -> list[float]:
     """One for every supervisor that lived long enough to tell."""
-    lives: dict[int, list[float]] = {}
+    lives: dict[int, list[Sample]] = {}
     for sample in samples:
-        lives.setdefault(sample.life, []).append(getattr(sample, what))
-    warm = _WARM_UP[what]
-    return [slope(v[warm:]) for v in lives.values() if len(v) >= warm + _ENOUGH]
+        lives.setdefault(sample.life, []).append(sample)
+    slopes = []
+    for life in lives.values():
+        steady = life[_FIRST:] if what == "fds" else [s for s in life if s.full]
+        if len(steady) >= _ENOUGH[what]:
+            slopes.append(slope([getattr(s, what) for s in steady]))
+    return slopes
 
 
 def _swaps(log: Log, wrong: Sequence[str]) -> Check:

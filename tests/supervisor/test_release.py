@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import time
@@ -15,6 +16,7 @@ import pytest
 from tests.supervisor.house import MB, house, until
 from uml.supervisor import machine, segments, tree
 from uml.supervisor.crew import Crew
+from uml.supervisor.patience import Patience
 from uml.supervisor.release import release
 
 
@@ -141,6 +143,23 @@ async def test_device_that_does_not_tell_by_pid_is_verified_by_its_free_bytes(
         monkeypatch.setattr(Crew, "_reported", lambda *_: {"fake0": 70 * MB, "mapped": 1})
         (receipt,) = await h.pool.commands.unload("a")
         assert receipt["before"]["fake0"] == receipt["freed"]["fake0"] == 70 * MB
+        assert receipt["verified"] == "yes" and receipt["ms"] >= 300
+
+
+async def test_supervisor_that_was_stopped_in_a_release_still_looks_until_its_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes come back late, and after the first look a minute was missed."""
+    device = tmp_path / "device"
+    device.mkdir()
+    clock = itertools.chain([0.0, 0.0], (60.0 + s for s in itertools.count(0, 0.001)))
+    async with house(tmp_path / "home", fake_device=f"fake0:{100 * MB}:{device}") as h:
+        late = {"late_release": 0.3}
+        await h.ask(h.model("a", weights_bytes=70 * MB, device="fake0", options=late))
+        monkeypatch.setattr(
+            "uml.supervisor.release.Patience", lambda: Patience(lambda: next(clock))
+        )
+        (receipt,) = await h.pool.commands.unload("a")
         assert receipt["verified"] == "yes" and receipt["ms"] >= 300
 
 

@@ -27,7 +27,7 @@ def log(samples: int = 200) -> Log:
     return Log(
         planned=2,
         swaps=[Swap("a", "swap", 0.3, False), Swap("b", "ask", 0.9, True)],
-        samples=[Sample(1, 20, 50_000_000 + i % 7 * 4096) for i in range(samples)],
+        samples=[Sample(1, 20, 50_000_000 + i % 7 * 4096, i > 100) for i in range(samples)],
         asked=[Asked("a", True, 0.0, "right"), Asked("a", True, 0.0, "cut", "died")],
         struck=[Struck("load", "loading", False, 1.0)],
         receipts={1: receipt(), 2: receipt(ms=30.0)},
@@ -60,12 +60,12 @@ def test_run_in_which_everything_held() -> None:
         ({"receipts": {1: receipt("no")}}, "release"),
         ({"receipts": {1: receipt("unknown")}}, "release"),
         ({"receipts": {}}, "release"),
-        ({"samples": [Sample(1, 20, 1, ("orphans: process 3",))]}, "orphans"),
+        ({"samples": [Sample(1, 20, 1, False, ("orphans: process 3",))]}, "orphans"),
         ({"wrong": ["orphans: process 3"]}, "orphans"),
-        ({"samples": [Sample(1, 20, 1, ("ledger: 3 bytes",))]}, "ledger"),
-        ({"samples": [Sample(1, 20, 1, ("residue: 3 bytes",))]}, "residue"),
+        ({"samples": [Sample(1, 20, 1, False, ("ledger: 3 bytes",))]}, "ledger"),
+        ({"samples": [Sample(1, 20, 1, False, ("residue: 3 bytes",))]}, "residue"),
         ({"samples": [Sample(1, 20 + i // 20, 5_000_000) for i in range(100)]}, "fds"),
-        ({"samples": [Sample(1, 20, 5_000_000 + i * 20_000) for i in range(200)]}, "memory"),
+        ({"samples": [Sample(1, 20, 5_000_000 + i * 5_000, True) for i in range(200)]}, "memory"),
     ],
 )
 def test_each_fault_fails_its_own_check(spoil: dict[str, Any], name: str) -> None:
@@ -74,14 +74,34 @@ def test_each_fault_fails_its_own_check(spoil: dict[str, Any], name: str) -> Non
 
 def test_slope_is_told_for_each_supervisor_by_itself() -> None:
     """A restart begins anew; what the second one grows is not hidden by where it began."""
-    first = [Sample(1, 20, 80_000_000) for _ in range(200)]
-    second = [Sample(2, 20, 50_000_000 + 8_000 * i) for i in range(200)]
+    first = [Sample(1, 20, 80_000_000, True) for _ in range(200)]
+    second = [Sample(2, 20, 50_000_000 + 8_000 * i, True) for i in range(200)]
     assert failed(replace(log(), samples=first + second)) == ["memory"]
 
 
-def test_memory_that_fills_up_at_first_is_no_growth() -> None:
-    samples = [Sample(1, 20, 50_000_000 + 8_000 * min(i, 140)) for i in range(200)]
-    assert judge(replace(log(), samples=samples)).ok
+def filling(per_swap: int, full_at: int, leak: int = 0) -> Log:
+    """What a supervisor keeps fills up at first; beside that it leaks."""
+    grown = [per_swap * min(i, full_at) + leak * i for i in range(400)]
+    samples = [Sample(1, 20, 50_000_000 + n, i >= full_at) for i, n in enumerate(grown)]
+    return replace(log(), samples=samples)
+
+
+@settings(deadline=None)
+@given(st.integers(1_000, 50_000), st.integers(0, 340))
+def test_what_fills_up_to_its_limit_is_no_growth(per_swap: int, full_at: int) -> None:
+    assert judge(filling(per_swap, full_at)).ok
+
+
+@settings(deadline=None)
+@given(st.integers(0, 50_000), st.integers(0, 340), st.integers(4_200, 100_000))
+def test_leak_is_found_behind_what_fills_up(per_swap: int, full_at: int, leak: int) -> None:
+    assert failed(filling(per_swap, full_at, leak)) == ["memory"]
+
+
+def test_slope_is_not_told_while_what_is_kept_still_fills_up() -> None:
+    verdict = judge(filling(5_000, full_at=390))
+    assert verdict.ok and verdict.figures["rss_slope"] == []
+    assert any("too few swaps" in check.text for check in verdict.checks)
 
 
 def test_run_that_was_bounded_in_time_may_end_early() -> None:
