@@ -116,16 +116,17 @@ def test_share_gives_all_it_can_to_the_oldest_and_the_shortest_by_turns(
 
 def test_pace_bounds_a_chunk_by_the_time_it_takes() -> None:
     pace = plan.Pace(rate=1000)
-    assert pace.chunk(answering=4, most=500) == 150
-    assert pace.chunk(answering=0, most=500) == 400
-    assert pace.chunk(answering=0, most=50) == 50
+    assert pace.chunk(answering=4, waiting=0, most=500) == 150
+    assert pace.chunk(answering=0, waiting=2, most=500) == 400
+    assert pace.chunk(answering=5, waiting=5, most=500) == pytest.approx(212, abs=1)
+    assert pace.chunk(answering=0, waiting=1, most=50) == 50
     for _ in range(50):
         pace.observe(100, 1.0)
-    assert pace.chunk(answering=1, most=500) == pytest.approx(15, abs=1)
+    assert pace.chunk(answering=1, waiting=0, most=500) == pytest.approx(15, abs=1)
 
 
 def test_pace_always_makes_progress() -> None:
-    assert plan.Pace(rate=0.1).chunk(answering=30, most=500) > 0
+    assert plan.Pace(rate=0.1).chunk(answering=30, waiting=1, most=500) > 0
 
 
 # --- prefixes --------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ class Step:
         waiting = [s.pending - s.request.repeatable for s in prompts]
         budget = 0
         if prompts:
-            budget = self._pace.chunk(len(ready), self.batch.capacity - len(ready))
+            budget = self._pace.chunk(len(ready), len(prompts), self.batch.capacity - len(ready))
             budget = min(budget, sum(waiting))
         if not self._slots.room(len(ready) + budget):
             budget = min(budget, self._slots.cells.free - len(ready))
