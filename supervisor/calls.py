@@ -20,6 +20,7 @@ from uml.protocol import messages
 from uml.protocol.errors import Cancelled, Stalled, UmlError, from_wire
 from uml.protocol.frames import PART_BYTES
 from uml.protocol.tasks import Body, Task
+from uml.supervisor.patience import Patience
 from uml.supervisor.spool import Held
 from uml.supervisor.worker import Worker
 
@@ -28,6 +29,8 @@ WINDOW = 256 * 1024
 #: A reader with more than this waiting in its socket gets no further credit for now.
 _BACKLOG = 64 * 1024
 _POLL_S = 0.05
+#: Between two looks at a call that was cancelled.
+_LOOK_S = 0.25
 _READER_STALL_S = 60.0
 
 _numbers = itertools.count(1)
@@ -173,12 +176,18 @@ class Calls:
             call.future.set_exception(Cancelled("the client left"))
         call.future.exception()  # nobody may be left to look at it
         call.worker.send(messages.Cancel(call.id))
-        loop = asyncio.get_running_loop()
-        call.timer = loop.call_later(call.worker.cancel_s, self._overdue, call)
+        self._await_end(call, Patience())
 
-    def _overdue(self, call: Call) -> None:
-        if call.id in self._calls:
+    def _await_end(self, call: Call, patience: Patience) -> None:
+        """Look again and again until the worker has had its time for it."""
+        left = call.worker.cancel_s - patience.waited()
+        if call.id not in self._calls:
+            return
+        if left <= 0:
             self._ignored(call.worker)
+            return
+        loop = asyncio.get_running_loop()
+        call.timer = loop.call_later(min(left, _LOOK_S), self._await_end, call, patience)
 
     def _end(self, request: str) -> Call | None:
         call = self._calls.pop(request, None)
