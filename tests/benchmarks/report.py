@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import platform
-import re
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import psutil
 
+from tests import pages
 from tests.benchmarks.bars import NP8, TITLES, verdicts
 from tests.benchmarks.records import Record, load, newest, paired
 from uml.plugins.builtin import LLAMA_CPP
@@ -133,14 +133,7 @@ def _bars(records: Sequence[Record]) -> str:
 def write(results: Path, docs: Path) -> None:
     """Put the tables between the marks of benchmarks.md, and the plot beside it."""
     page = docs / "benchmarks.md"
-    figures = f"{BEGIN}\n\n{_machine()}\n\n{table(results)}\n\n{END}"
-    text = page.read_text(encoding="utf-8")
-    text, count = re.subn(
-        f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: figures, text, flags=re.S
-    )
-    if not count:
-        raise SystemExit(f"{page} has no place for figures: {BEGIN} ... {END}")
-    page.write_text(text, encoding="utf-8")
+    pages.put(page, BEGIN, f"{_machine()}\n\n{table(results)}", END)
     try:
         plot(newest(load(results)), docs / "benchmarks.svg")
     except ImportError:
