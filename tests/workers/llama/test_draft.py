@@ -5,6 +5,7 @@ always right; the other its first layers, which are wrong most of the time."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,9 +28,11 @@ QUESTIONS = (
 
 
 def chat(question: str, **said: Any) -> Chat:
-    sampling = Sampling(temperature=said.pop("temperature", 0.0), seed=said.pop("seed", 1))
+    names = {field.name for field in dataclasses.fields(Sampling)}
+    sampling = {"temperature": 0.0, "seed": 1} | {k: v for k, v in said.items() if k in names}
+    rest = {"max_tokens": 32} | {k: v for k, v in said.items() if k not in names}
     messages = [{"role": "user", "content": question}]
-    return Chat(messages=messages, sampling=sampling, **{"max_tokens": 32, **said})
+    return Chat(messages=messages, sampling=Sampling(**sampling), **rest)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,15 @@ def stood(*answers: Answer) -> float:
     return sum(t["draft_n_accepted"] for t in timings) / sum(t["draft_n"] for t in timings)
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 7}])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {},
+        {"temperature": 1.0, "seed": 7},
+        {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "repeat_penalty": 1.2},
+    ],
+    ids=["greedy", "drawn", "by-a-chain"],
+)
 def test_an_answer_is_the_same_with_and_without(
     plain: WorkerProcess, drafted: WorkerProcess, sampling: dict[str, Any]
 ) -> None:
@@ -91,6 +102,15 @@ def test_answers_at_the_same_time_are_the_same_too(
     answers = drafted.wait(*[drafted.ask(task) for task in tasks])
     stood(*answers)
     assert [answer.text() for answer in answers] == alone
+
+
+def test_each_token_has_its_probability(plain: WorkerProcess, drafted: WorkerProcess) -> None:
+    task = chat(QUESTIONS[1], top_logprobs=2, max_tokens=12)
+    answer, same = drafted.run(task), plain.run(task)
+    stood(answer)
+    assert [e["token"] for e in answer.logprobs()] == [e["token"] for e in same.logprobs()]
+    for entry, other in zip(answer.logprobs(), same.logprobs(), strict=True):
+        assert entry["logprob"] == pytest.approx(other["logprob"], abs=0.1)  # rounding
 
 
 def test_choices_of_one_request_are_guessed_for_each(
@@ -123,13 +143,13 @@ def test_a_form_is_kept_though_tokens_are_guessed(
 def test_what_a_cancelled_answer_held_is_free_again(drafted: WorkerProcess) -> None:
     """All of these together have more tokens than the draft has cells."""
     expected = None
-    for turn in range(8):
-        asked = drafted.ask(chat(f"{turn} is next. " * 25, ignore_eos=True, max_tokens=400))
-        drafted.until(lambda a=asked: len(drafted.answers[a].deltas) >= 8)  # type: ignore[misc]
+    for turn in range(4):
+        asked = drafted.ask(chat(f"{turn} is next. " * 60, ignore_eos=True, max_tokens=400))
+        drafted.until(lambda a=asked: len(drafted.answers[a].deltas) >= 4)  # type: ignore[misc]
         drafted.cancel(asked)
         done = drafted.wait(asked)[0].done
         assert done and done.finish == ["cancelled"]
-        answer = drafted.run(chat(QUESTIONS[1]))
+        answer = drafted.run(chat(QUESTIONS[1], max_tokens=12))
         stood(answer)
         expected = expected or answer.text()
         assert answer.text() == expected

@@ -23,6 +23,8 @@ _FADE_S, FADE_HITS = 0.2, 0.1
 _MARGIN = 1.1
 #: The share of the time that may go into trying; less where it came to nothing again and again.
 _SHARE, _LEAST_SHARE, _FADE_SHARE = 0.02, 0.0025, 0.85
+#: What is not spent on trials is kept, up to so many steps' time: they come one by one.
+_PURSE = 64
 #: Tokens over which it has to pay that a draft model first reads the text so far.
 _AHEAD = 128
 
@@ -75,11 +77,12 @@ class Offer(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """offer: which one, by its place. size: tokens for each answer. trial: not because it pays."""
+    """offer: which one, by its place. size: tokens for each answer. trial: it is not known to pay;
+    how many tokens the step is thought to win, its answers' own counted."""
 
     offer: int
     size: int
-    trial: bool = False
+    trial: float = 0.0
 
 
 class Gain:
@@ -89,15 +92,19 @@ class Gain:
     def __init__(self, times: Times | None = None, *, always: bool = False) -> None:
         self.times, self._always = times or Times(), always
         self._purse_s, self._share = 0.0, _SHARE
-        #: A plain step's time, while a trial's step runs.
+        #: What its tokens would take without a guess, while a trial's step runs.
         self._instead_s: float | None = None
+        #: The rows of such a step when it did not pay before, else 0.
+        self._again = 0
 
     def observe(self, rows: int, seconds: float) -> None:
         """A step of `rows` rows took `seconds`."""
         self.times.observe(rows, seconds)
-        self._purse_s += self._share * seconds
+        self._purse_s = min(self._purse_s + self._share * seconds, _PURSE * seconds)
         if self._instead_s is not None:
             self.spend(seconds - self._instead_s)
+            if self._again and rows == self._again:
+                self._purse_s = min(0.0, self._purse_s)  # not at once again
             self._instead_s = None
 
     def spend(self, seconds: float) -> None:
@@ -120,14 +127,14 @@ class Gain:
                 more = size * len(offer.hits)
                 if not more or more > most:
                     break
-                tokens = answers + sum(map(_expected, offer.hits, [size] * len(offer.hits)))
+                tokens = answers + sum(_expected(hits, size) for hits in offer.hits)
                 own = size * offer.each_s + offer.once_s * tokens / answers / _AHEAD
                 if offer.known and tokens / (own + plain) <= least:
                     continue  # not even where rows cost nothing
                 seconds = self.times.seconds(answers + more)
                 rate = tokens / (own + (seconds or self.times.at_least(answers + more)))
                 if seconds is None or not chosen:
-                    tried.append((rate, seconds is None, Choice(place, size, trial=True)))
+                    tried.append((rate, seconds is None, Choice(place, size, tokens)))
                 if seconds is not None and rate > best:
                     best, chosen = rate, Choice(place, size)
         if chosen:
@@ -136,17 +143,17 @@ class Gain:
         new = [(-trial.size, rate, trial) for rate, new, trial in tried if new and rate > best]
         again = [(0, rate, trial) for rate, _, trial in tried if not chosen]
         trial = max(new or again)[2] if new or again else None
-        if trial and self._may_try(trial, offers[trial.offer], answers, plain):
-            if not new:
-                self._share = max(_LEAST_SHARE, _FADE_SHARE * self._share)
-            self._instead_s = plain
-            return trial
-        return chosen
-
-    def _may_try(self, trial: Choice, offer: Offer, answers: int, plain: float) -> bool:
-        rows = answers + trial.size * len(offer.hits)
-        beyond = self.times.at_most(rows) - plain
-        return self._purse_s >= beyond + trial.size * offer.each_s + offer.once_s
+        if trial is None:
+            return chosen
+        offer, instead = offers[trial.offer], plain * trial.trial / answers
+        seconds = self.times.at_most(answers + trial.size * len(offer.hits))
+        if seconds - instead + trial.size * offer.each_s + offer.once_s > self._purse_s:
+            return chosen
+        self._again = 0 if new else answers + trial.size * len(offer.hits)
+        if self._again:
+            self._share = max(_LEAST_SHARE, _FADE_SHARE * self._share)
+        self._instead_s = instead
+        return trial
 
 
 def _expected(hits: float, size: int) -> float:
