@@ -211,7 +211,7 @@ def _result(
         "lease_mb": lease / 1e6,
         "held_mb": max(m[3] for m in load.memory) / 1e6,
         "house": [before.__dict__, after.__dict__],
-        "freed": free.__dict__,
+        "freed": free.__dict__ | {"steps": free.steps},
         "slots": worker["slots"],
         "context": worker["context"],
         "kv_cells": worker["facts"].get("kv_cells"),
