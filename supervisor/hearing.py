@@ -63,7 +63,7 @@ class Hearing:
             case messages.Error() if message.id:
                 self._calls.on_message(message)
             case messages.Error():
-                self._pool.failed(worker.id, from_wire(message.error))
+                self._pool.failures.failed(worker.id, from_wire(message.error))
             case messages.Log():
                 level = message.level if message.level in ("debug", "warning", "error") else "info"
                 fields = {"worker": worker.id} | message.fields
@@ -112,4 +112,4 @@ class Hearing:
             tail = worker.log.tail(5)
             last = f"; its last lines: {' | '.join(tail)}" if tail else ""
             error = LoadFailed(f"loading {name} failed: the worker {how}{last}")
-        self._pool.failed(worker.id, error, died=True)
+        self._pool.failures.failed(worker.id, error, died=True)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from uml.protocol import messages
-from uml.protocol.errors import Cancelled, UmlError, WorkerDied
+from uml.protocol.errors import Cancelled, UmlError
 from uml.protocol.models import BackendSpec
 from uml.supervisor import states
 from uml.supervisor.breaker import Failing
@@ -22,9 +22,9 @@ from uml.supervisor.budget import Budget
 from uml.supervisor.commands import Commands
 from uml.supervisor.config import AUTO
 from uml.supervisor.conversations import Conversations
-from uml.supervisor.crashes import Crashes
 from uml.supervisor.crew import Crew
 from uml.supervisor.events import Events
+from uml.supervisor.failures import Failures
 from uml.supervisor.footprints import Footprints
 from uml.supervisor.hearing import Hearing
 from uml.supervisor.keeper import Keeper
@@ -32,13 +32,10 @@ from uml.supervisor.machine import Machine, oom_kills
 from uml.supervisor.needs import Needs
 from uml.supervisor.pressure import Pressure
 from uml.supervisor.profiles import Profiles
-from uml.supervisor.relief import OUT_OF_MEMORY
 from uml.supervisor.scheduler import Scheduler
 from uml.supervisor.serving import Serving
-from uml.supervisor.states import Need, State
 from uml.supervisor.usage import Usage
 from uml.supervisor.watch import Watch
-from uml.supervisor.worker import Worker
 
 if TYPE_CHECKING:
     from uml.supervisor.config import Config
@@ -83,7 +80,10 @@ class Pool:
         )
         registry.best = self._needs.best
         self.crew = Crew(config.home, environments, machine, events)
-        self.serving = Serving(self, self._needs, environments, registry, self._ignores_cancel)
+        self.failures = Failures(self, self._needs)
+        self.serving = Serving(
+            self, self._needs, environments, registry, self.failures.ignores_cancel
+        )
         self.commands = Commands(self, self._needs, environments, registry)
         self.profiles = Profiles(
             config, registry, self._needs, self.scheduler, self.commands, self.measure
@@ -92,7 +92,6 @@ class Pool:
         self.hearing = Hearing(self, registry)
         self.usage = Usage(config.home / "registry.sqlite", self.now)
         self.keeper = Keeper(self, registry)
-        self._crashes = Crashes(self)
         self.pressure = Pressure(self)
         self._watch = Watch(self)
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -263,68 +262,13 @@ class Pool:
         residue = await self.crew.release(worker_id, model, reason)
         self.measure()
         self.feed(self.scheduler.on_gone(worker_id, residue, self.now()))
-        error = await self._crashes.write(worker_id)
+        error = await self.failures.crashes.write(worker_id)
         self._kills.pop(worker_id, None)
         self.crew.forget(worker_id)
         if timer := self._timers.pop(f"idle {worker_id}", None):
             timer.cancel()
         if error and model:
             self.keeper.failed(model, error)
-
-    # --- ending ----------------------------------------------------------------------------
-
-    def failed(self, worker_id: str, error: UmlError, *, died: bool = False) -> None:
-        """A worker is of no use any more: end its calls with `error` and kill it. died: it did not
-        say itself why."""
-        worker = self.crew.workers.get(worker_id)
-        state = self.scheduler.workers.get(worker_id)
-        if worker is None or state is None or state.state is State.KILLING:
-            return
-        self._events.emit(
-            "worker.failed", "error", worker=worker_id, model=state.model, error=error.message
-        )
-        self._crashes.note(worker_id, error)
-        if state.model and state.state is State.LOADING:
-            self.usage.load_failed(state.model)
-        instead = self._degraded(state, error, died=died)
-        actions = self.scheduler.on_failed(worker_id, error, self.now(), died=died, instead=instead)
-        self._tell_failing(state.model)
-        self._calls.on_worker_lost(worker, error)
-        self.feed(actions)
-
-    def _degraded(self, state: states.WorkerState, error: UmlError, *, died: bool) -> Need | None:
-        """What to load instead, once, when memory ran out in a load."""
-        need, vital = state.need, self.crew.vitals.get(state.id)
-        if need is None or vital is None or state.state is not State.LOADING:
-            return None
-        killed = died and oom_kills() > vital.oom_kills
-        if not killed and not OUT_OF_MEMORY.search(error.message):
-            return None
-        instead = self._needs.degrade(self.serving.models[need.model], need)
-        if instead is not None:
-            self._events.emit(
-                "load.degraded",
-                "warning",
-                model=need.model,
-                reason=f"memory ran out in the load: {error.message}",
-                n_ctx=instead.n_ctx,
-                n_gpu_layers=instead.options.get("n_gpu_layers"),
-            )
-        return instead
-
-    def _tell_failing(self, model: str | None) -> None:
-        """Say so when a model is left alone from now on."""
-        if found := self.failing().get(model or ""):
-            self._events.emit(
-                "model.failed",
-                "error",
-                model=model,
-                retry_in_s=round(found.until - self.now(), 1),
-                reason=found.error.message,
-            )
-
-    def _ignores_cancel(self, worker: Worker) -> None:
-        self.failed(worker.id, WorkerDied("the worker did not honour a cancel"))
 
     # --- looking ---------------------------------------------------------------------------
 

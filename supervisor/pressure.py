@@ -84,7 +84,7 @@ class Pressure:
         name = state.model or state.backend
         why = f"{name} was ended before {device} ran out: {free} were free"
         pool.events.emit("pressure.braked", "error", worker=worker, model=state.model, reason=why)
-        pool.failed(worker, WorkerDied(why), died=True)
+        pool.failures.failed(worker, WorkerDied(why), died=True)
 
     def _tell_if_helpless(self, low: Bytes) -> None:
         """Loads are refused from here on: say so once."""

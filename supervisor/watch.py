@@ -113,18 +113,18 @@ class Watch:
             still = now - vital.moved_at
             overdue, stall = pool.config.beat_overdue_s, pool.config.load_stall_s
             if vital.hello_at and now - worker.heard_at > overdue and still > overdue:
-                pool.failed(
+                pool.failures.failed(
                     state.id,
                     WorkerDied(f"the worker of {name} gave no sign of life for {overdue:g} s"),
                     died=True,
                 )
             elif state.state in (State.STARTING, State.LOADING) and still > stall:
                 stage = vital.stage or "its start"
-                pool.failed(
+                pool.failures.failed(
                     state.id, LoadFailed(f"loading {name} got nowhere for {stall:g} s at {stage}")
                 )
             elif state.busy and still > stall:
-                pool.failed(state.id, Stalled(f"{name} produced nothing for {stall:g} s"))
+                pool.failures.failed(state.id, Stalled(f"{name} produced nothing for {stall:g} s"))
             elif state.state is State.LOADING and state.need:
                 self._within_lease(state.id, name, state.need.bytes)
             elif state.busy or vital.answered != vital.looked_after:
@@ -138,7 +138,7 @@ class Watch:
             granted = lease.get(device, 0)
             slack = max(_SLACK_BYTES, int(granted * _SLACK_SHARE)) if device == "ram" else 0
             if count > granted + slack:
-                self._pool.failed(
+                self._pool.failures.failed(
                     worker_id,
                     LoadFailed(
                         f"loading {name} was ended: it took {size(count)} of {device}, "
