@@ -24,8 +24,6 @@ class Step:
     ) -> None:
         self._slots, self._pace, self._gain, self._guesser = slots, pace, gain, guesser
         self.batch = batch
-        #: Of the latest step: running answers, and tokens of prompts.
-        self._answering = self._prompting = 0
         self._turn = 0
 
     def fill(self, live: list[Sequence]) -> tuple[list[Part], list[Output]] | None:
@@ -47,21 +45,11 @@ class Step:
         guesses = {} if prompts else self._guesser.guess(ready)
         self._turn += 1
         counts = dict(zip(prompts, share(budget, waiting, self._turn), strict=True))
-        self._answering, self._prompting = len(ready), budget
         order = [*ready, *(s for s in prompts if counts[s])]
         if self._slots.divided:
             # Only rows in the order of their columns are computed together.
             order.sort(key=_slot)
         return self._rows(order, counts, guesses)
-
-    def observe(self, seconds: float) -> None:
-        """The step took so long."""
-        if not self._prompting:
-            self._gain.observe(self.batch.count, seconds)
-            return
-        # What the answers would have taken anyway is not the prompts' doing.
-        answers_s = min(self._gain.times.seconds(self._answering) or 0.0, 0.8 * seconds)
-        self._pace.observe(self._prompting, seconds - answers_s)
 
     def _rows(
         self, order: list[Sequence], counts: dict[Sequence, int], guesses: Guesses
