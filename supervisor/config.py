@@ -35,9 +35,9 @@ __all__ = [
 ]
 
 Reader = Callable[[Any], Any]
-#: Of events, the least important first.
 #: In `standby`: as it turns out.
 AUTO = "auto"
+#: Of events, the least important first.
 _LEVELS = ("debug", "info", "warning", "error")
 
 
