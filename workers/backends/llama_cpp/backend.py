@@ -50,11 +50,8 @@ class LlamaCpp(Backend):
         """Begin to read the vocabulary."""
         from uml.workers.backends.llama_cpp.reading import Reading
 
-        if self._reading is not None and self._reading.files != files:
-            self._reading.drop()
-            self._reading = None
-        if self._reading is None:
-            self._reading = Reading(files)
+        if self._reading is None or self._reading.files != files:
+            self._reading = Reading(files, self._reading)
 
     def load(self, load: Load, progress: Progress) -> Ready:
         from uml.workers.backends.llama_cpp.load import load as load_model

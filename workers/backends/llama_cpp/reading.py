@@ -17,10 +17,11 @@ import llama_cpp.llama_cpp as lib
 
 
 class Reading:
-    """Begins at once, in a thread of its own."""
+    """Begins at once, in a thread of its own. instead_of: is not needed any more; its memory goes
+    first."""
 
-    def __init__(self, files: Sequence[str]) -> None:
-        self.files = list(files)
+    def __init__(self, files: Sequence[str], instead_of: Reading | None = None) -> None:
+        self.files, self._before = list(files), instead_of
         self._model: Any = None
         self._thread = threading.Thread(target=self._read, name="vocabulary", daemon=True)
         self._thread.start()
@@ -39,6 +40,9 @@ class Reading:
             self._model = None
 
     def _read(self) -> None:
+        if self._before is not None:
+            self._before.drop()
+            self._before = None
         params = lib.llama_model_default_params()
         params.n_gpu_layers, params.vocab_only = 0, True
         self._model = open_model(self.files, params)
