@@ -227,6 +227,26 @@ async def test_standby_is_ready_before_any_model_and_holds_nothing_of_the_device
         assert h.worker("a")["pid"] == spare["pid"], "the load took the process that was there"
 
 
+async def test_way_back_takes_the_standby_that_follows_a_swap_and_unload_ends_it(
+    tmp_path: Path,
+) -> None:
+    async with house(tmp_path, max_loaded=1, min_residency="0s") as h:
+        a, b = h.model("a"), h.model("b")
+        await h.ask(a)
+        assert [w["state"] for w in h.pool.status()["workers"]] == ["ready"]
+        await h.ask(b)
+        spare = await until(lambda: next((w for w in _spares(h) if w["state"] == "standby"), None))
+        await h.ask(a)
+        assert h.worker("a")["pid"] == spare["pid"]
+        await until(lambda: _spares(h))
+        await h.pool.commands.unload(a.id)
+        await until(lambda: not h.pool.status()["workers"])
+
+
+def _spares(h: Any) -> list[dict[str, Any]]:
+    return [w for w in h.pool.status()["workers"] if w["model"] is None]
+
+
 async def test_single_model_mode_never_has_two_models_resident(tmp_path: Path) -> None:
     """Memory for all, `max_loaded` = 1: what the device holds is one model's, at every moment."""
     device = tmp_path / "device"
