@@ -19,7 +19,7 @@ _KILL_SHARE = 0.5
 _STRAGGLER_SHARE = 0.1
 _SWAPS_PER_RESTART = 50
 #: Supervisors are killed in this first part of a run, so that the last one lives long enough to
-#: show whether it grows once what it keeps has filled up (some 170 swaps).
+#: show whether it grows once what it keeps has filled up (some 250 swaps on the fake device).
 _RESTART_SHARE = 0.2
 
 
