@@ -172,7 +172,8 @@ class Drill:
         self._take(status)
         wrong = audit(status, look(self._house.home, self._house.pid))
         fds, rss = growth(self._house.pid)
-        full = len(status["receipts"]) >= RECEIPTS and self._house.lines() >= KEPT
+        receipts = sum(life == self._house.life for life, _ in self._receipts)
+        full = receipts >= RECEIPTS and self._house.lines() >= KEPT
         self.log.samples.append(Sample(self._house.life, fds, rss, full, tuple(wrong)))
 
     def _take(self, status: Mapping[str, Any]) -> None:
