@@ -59,22 +59,25 @@ class Receipt:
 
 
 class _Ram:
-    """RAM seen from the kernel's count of anonymous pages, less what all other processes did
-    meanwhile: the rest of the machine does not stand still."""
+    """RAM seen from the kernel's count of anonymous pages, less what all other processes have: the
+    rest of the machine does not stand still. It does not either while they are looked at one after
+    the other (a worker that loads takes ten megabytes in that time), so the kernel is asked before
+    and after that."""
 
     def __init__(self, tree: Iterable[int]) -> None:
         self._tree = set(tree)
-        self._anon, self._rest = anonymous_bytes(), self._others()
+        self._before = self._beside_others()
 
-    def _others(self) -> int:
-        return process_memory(pid for pid in psutil.pids() if pid not in self._tree).anon
+    def _beside_others(self) -> int | None:
+        first = anonymous_bytes()
+        others = process_memory(pid for pid in psutil.pids() if pid not in self._tree).anon
+        last = anonymous_bytes()
+        return None if first is None or last is None else (first + last) // 2 - others
 
     def freed(self) -> int | None:
         """Bytes that came back; None where the kernel does not say."""
-        now = anonymous_bytes()
-        if now is None or self._anon is None:
-            return None
-        return self._anon - now + self._others() - self._rest
+        now = self._beside_others()
+        return None if now is None or self._before is None else self._before - now
 
 
 async def release(

@@ -6,7 +6,7 @@ import itertools
 import mmap
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 
 from tests.supervisor.house import MB, house, until
 from uml.supervisor import machine, segments, tree
+from uml.supervisor import release as release_module
 from uml.supervisor.crew import Crew
 from uml.supervisor.patience import Patience
 from uml.supervisor.release import release
@@ -173,3 +174,29 @@ async def test_word_about_a_device_that_is_not_here_does_not_hold_up_a_release(
             worker, h.machine, model="a", reason="test", reported={"vulkan7": 5 * MB}
         )
         assert receipt.verified == "yes" and "vulkan7" not in receipt.before
+
+
+def test_what_others_take_while_they_are_looked_at_is_not_held_against_a_release(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a model does that is loaded meanwhile: it has grown between any two looks."""
+    held, others, growth = 40 * MB, 100 * MB, 0
+
+    def passes() -> None:
+        nonlocal others
+        others += growth
+
+    def anonymous() -> int:
+        passes()
+        return held + others
+
+    def memory(pids: Iterable[int]) -> machine.ProcessMemory:
+        del pids
+        passes()
+        return machine.ProcessMemory(anon=others)
+
+    monkeypatch.setattr(release_module, "anonymous_bytes", anonymous)
+    monkeypatch.setattr(release_module, "process_memory", memory)
+    ram = release_module._Ram([])
+    held, growth = 0, 10 * MB
+    assert ram.freed() == 40 * MB
