@@ -140,11 +140,12 @@ def test_streamed_calls_come_in_pieces_that_join(official: Any) -> None:
             pieces.setdefault(piece.index, []).append(piece)
     assert reasons[-1] == "tool_calls"
     joined = [
-        (found[0].function.name, "".join(p.function.arguments or "" for p in found))
+        (found[0].function.name, json.loads("".join(p.function.arguments or "" for p in found)))
         for _, found in sorted(pieces.items())
     ]
-    calls = whole.choices[0].message.tool_calls
-    assert joined == [(call.function.name, call.function.arguments) for call in calls]
+    # Not by the letter: with the prompt in the cache a space more or less may be as likely.
+    calls = [call.function for call in whole.choices[0].message.tool_calls]
+    assert joined == [(call.name, json.loads(call.arguments)) for call in calls]
     assert all(len(found) > 2 for found in pieces.values()), "arguments come as they are written"
 
 
