@@ -134,7 +134,7 @@ class Limits:
     priority_s: float = 10.0
     standby: Mapping[str, Bytes] = field(default_factory=dict)
     standby_auto: bool = False
-    standby_delay_s: float = 1.0
+    standby_delay_s: float = 0.25
     spare_s: float = 300.0
 
     def adopt(self, other: Limits) -> None:
