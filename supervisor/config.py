@@ -11,7 +11,7 @@ import difflib
 import ipaddress
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from uml.protocol.errors import UmlError
+from uml.supervisor import config_values as read
+from uml.supervisor.config_values import Reader
 from uml.supervisor.paths import cache_dir, config_places, find_config, home_dir
-from uml.supervisor.units import DURATION_FORMS, SIZE_FORMS, parse_duration, parse_size
+from uml.supervisor.units import parse_duration, parse_size
 
 __all__ = [
     "Config",
@@ -34,7 +36,6 @@ __all__ = [
     "parse_size",
 ]
 
-Reader = Callable[[Any], Any]
 #: In `standby`: as it turns out.
 AUTO = "auto"
 #: Of events, the least important first.
@@ -48,124 +49,6 @@ class ConfigError(UmlError):
     status: ClassVar[int] = 400
 
 
-# --- readers: a raw value in, the typed one out; ValueError says what is accepted ------------
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a text")
-    return value
-
-
-def _secret(value: Any) -> str | None:
-    return _text(value) or None
-
-
-def _choice(*words: str) -> Reader:
-    def read(value: Any) -> str:
-        if value not in words:
-            raise ValueError(" or ".join(f'"{w}"' for w in words))
-        return str(value)
-
-    return read
-
-
-def _whole(low: int, high: int) -> Reader:
-    def read(value: Any) -> int:
-        try:
-            number = int(value) if isinstance(value, str) else value
-        except ValueError:
-            number = None
-        if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return number
-
-    return read
-
-
-def _flag(value: Any) -> bool:
-    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in words:
-        return words[value.lower()]
-    raise ValueError("true or false")
-
-
-def _duration(value: Any) -> float:
-    try:
-        return parse_duration(value)
-    except ValueError:
-        raise ValueError(DURATION_FORMS) from None
-
-
-def _limit(value: Any) -> float:
-    seconds = _duration(value)
-    if seconds <= 0:
-        raise ValueError('a duration above zero, like "30s"')
-    return seconds
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):  # from the environment
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        raise ValueError("a list of texts")
-    return tuple(value)
-
-
-def _folders(value: Any) -> tuple[Path, ...]:
-    names = tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
-    try:
-        return tuple(Path(v).expanduser().absolute() for v in _texts(list(names)))
-    except (TypeError, ValueError):
-        raise ValueError("a list of folders") from None
-
-
-def _folder(value: Any) -> Path:
-    if not _text(value):
-        raise ValueError("a folder")
-    return Path(value).expanduser().absolute()
-
-
-def _size(value: Any) -> int:
-    try:
-        return parse_size(value)
-    except ValueError:
-        raise ValueError(SIZE_FORMS) from None
-
-
-def _sizes(value: Any) -> dict[str, int]:
-    if isinstance(value, str):  # from the environment: "ram=8GB,cuda:0=20GB"
-        value = dict(part.split("=", 1) for part in _texts(value) if "=" in part) or None
-    if not isinstance(value, dict):
-        raise ValueError('a table of devices and sizes, like {ram = "8GB"}')
-    try:
-        return {str(k): parse_size(v) for k, v in value.items()}
-    except ValueError:
-        raise ValueError(f"for each device {SIZE_FORMS}") from None
-
-
-def _names(value: Any) -> dict[str, str]:
-    if isinstance(value, str):  # from the environment: "alloy=joe,nova=amy"
-        value = dict(part.split("=", 1) for part in _texts(value) if "=" in part) or None
-    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise ValueError('a table of names, like {alloy = "joe"}')
-    return {str(k).lower(): v for k, v in value.items()}
-
-
-def _lists(value: Any) -> dict[str, tuple[str, ...]]:
-    if not isinstance(value, dict) or not all(isinstance(v, list) for v in value.values()):
-        raise ValueError('a table of lists, like {voice = ["one", "two"]}')
-    return {str(k): _texts(v) for k, v in value.items()}
-
-
-def _table(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("a table")
-    return value
-
-
 class Takes(StrEnum):
     """When a setting that is changed while we serve takes effect. START: with the next start, of
     us, or, for one of a model's, of its worker."""
@@ -176,14 +59,14 @@ class Takes(StrEnum):
 
 def _key(
     name: str,
-    read: Reader,
+    reader: Reader,
     default: Any = None,
     *,
     env: bool = True,
     takes: Takes = Takes.START,
 ) -> Any:
     """A field: its key in the file, its reader, whether `UML_<KEY>` sets it."""
-    meta = {"key": name, "read": read, "env": env, "takes": takes}
+    meta = {"key": name, "read": reader, "env": env, "takes": takes}
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=meta)
     return field(default=default, metadata=meta)
@@ -200,24 +83,24 @@ class ModelConfig:
     """What is said of one model, `[models."id"]` in the file. None: the default decides.
     options: passed to the backend as they are. sampling: defaults under a request's own."""
 
-    aliases: tuple[str, ...] = _now("aliases", _texts, ())
-    backend: str | None = _key("backend", _text)
-    n_ctx: int | None = _key("n_ctx", _whole(16, 1 << 24))
-    slots: int | None = _key("slots", _whole(1, 256))
-    gpu_layers: int | None = _key("gpu_layers", _whole(-1, 10_000))
-    cache_type_k: str | None = _key("cache_type_k", _text)
-    cache_type_v: str | None = _key("cache_type_v", _text)
-    keep_alive_s: float | None = _now("keep_alive", _duration)
-    pinned: bool = _now("pinned", _flag, False)
-    priority: int = _now("priority", _whole(-100, 100), 0)
-    cores: int | None = _key("cores", _whole(1, 1024))
-    group: str | None = _now("group", _text)
-    conflicts_with: tuple[str, ...] = _now("conflicts_with", _texts, ())
-    system_prompt: str | None = _now("system_prompt", _text)
-    chat_template: str | None = _key("chat_template", _text)
-    draft_model: str | None = _key("draft_model", _text)
-    sampling: dict[str, Any] = _now("sampling", _table, {})
-    options: dict[str, Any] = _key("options", _table, {})
+    aliases: tuple[str, ...] = _now("aliases", read.texts, ())
+    backend: str | None = _key("backend", read.text)
+    n_ctx: int | None = _key("n_ctx", read.whole(16, 1 << 24))
+    slots: int | None = _key("slots", read.whole(1, 256))
+    gpu_layers: int | None = _key("gpu_layers", read.whole(-1, 10_000))
+    cache_type_k: str | None = _key("cache_type_k", read.text)
+    cache_type_v: str | None = _key("cache_type_v", read.text)
+    keep_alive_s: float | None = _now("keep_alive", read.duration)
+    pinned: bool = _now("pinned", read.flag, False)
+    priority: int = _now("priority", read.whole(-100, 100), 0)
+    cores: int | None = _key("cores", read.whole(1, 1024))
+    group: str | None = _now("group", read.text)
+    conflicts_with: tuple[str, ...] = _now("conflicts_with", read.texts, ())
+    system_prompt: str | None = _now("system_prompt", read.text)
+    chat_template: str | None = _key("chat_template", read.text)
+    draft_model: str | None = _key("draft_model", read.text)
+    sampling: dict[str, Any] = _now("sampling", read.table, {})
+    options: dict[str, Any] = _key("options", read.table, {})
 
 
 @dataclass(frozen=True)
@@ -237,42 +120,44 @@ class Config:
     fake_device: "fake0:BYTES:DIR", for tests.
     """
 
-    home: Path = field(metadata={"key": "home", "read": _folder, "env": True, "takes": Takes.START})
-    host: str = _key("host", _text, "127.0.0.1")
-    port: int = _key("port", _whole(0, 65535), 8484)
-    api_key: str | None = _now("api_key", _secret)
-    allowed_hosts: tuple[str, ...] = _now("allowed_hosts", _texts, ())
-    allowed_origins: tuple[str, ...] = _now("allowed_origins", _texts, ())
-    model_dirs: tuple[Path, ...] = _now("model_dirs", _folders, ())
-    scan_default_stores: bool = _now("scan_default_stores", _flag, True)
-    keep_alive_s: float = _now("keep_alive", _duration, 300.0)
-    queue_limit: int = _now("queue_limit", _whole(1, 1_000_000), 512)
-    max_loaded: int | None = _now("max_loaded", _whole(1, 1000))
-    cores: int | None = _key("cores", _whole(1, 1024))
-    max_wait_s: float = _now("max_wait", _duration, 8.0)
-    min_residency_s: float = _now("min_residency", _duration, 2.0)
-    standby: tuple[str, ...] = _now("standby", _texts, (AUTO,))
-    preload: tuple[str, ...] = _now("preload", _texts, ())
-    budget: dict[str, int] = _now("budget", _sizes, {})
-    reserve_bytes: dict[str, int] = _now("reserve", _sizes, {})
-    low_free_bytes: dict[str, int] = _now("low_free", _sizes, {})
-    brake_bytes: dict[str, int] = _now("brake", _sizes, {})
-    leak_limit_bytes: int = _now("leak_limit", _size, 512 << 20)
-    conversations_bytes: int = _now("conversations", _size, 1 << 30)
-    spool_bytes: int = _key("spool", _size, 4_000_000_000)
-    max_upload_bytes: int = _now("max_upload", _size, 1_000_000_000)
-    max_audio_s: float = _now("max_audio", _duration, 4 * 3600.0)
-    voices: dict[str, str] = _now("voices", _names, {})
-    profiles: dict[str, tuple[str, ...]] = _now("profiles", _lists, {}, env=False)
-    load_stall_s: float = _now("load_stall", _limit, 120.0)
-    beat_overdue_s: float = _now("beat_overdue", _limit, 10.0)
-    drain_s: float = _now("drain", _duration, 30.0)
-    reload_on_change: bool = _now("reload_on_change", _flag, True)
-    log_format: str = _now("log_format", _choice("text", "json"), "text")
-    log_level: str = _now("log_level", _choice(*_LEVELS), "info")
-    fake_device: str | None = _key("fake_device", _secret)
+    home: Path = field(
+        metadata={"key": "home", "read": read.folder, "env": True, "takes": Takes.START}
+    )
+    host: str = _key("host", read.text, "127.0.0.1")
+    port: int = _key("port", read.whole(0, 65535), 8484)
+    api_key: str | None = _now("api_key", read.secret)
+    allowed_hosts: tuple[str, ...] = _now("allowed_hosts", read.texts, ())
+    allowed_origins: tuple[str, ...] = _now("allowed_origins", read.texts, ())
+    model_dirs: tuple[Path, ...] = _now("model_dirs", read.folders, ())
+    scan_default_stores: bool = _now("scan_default_stores", read.flag, True)
+    keep_alive_s: float = _now("keep_alive", read.duration, 300.0)
+    queue_limit: int = _now("queue_limit", read.whole(1, 1_000_000), 512)
+    max_loaded: int | None = _now("max_loaded", read.whole(1, 1000))
+    cores: int | None = _key("cores", read.whole(1, 1024))
+    max_wait_s: float = _now("max_wait", read.duration, 8.0)
+    min_residency_s: float = _now("min_residency", read.duration, 2.0)
+    standby: tuple[str, ...] = _now("standby", read.texts, (AUTO,))
+    preload: tuple[str, ...] = _now("preload", read.texts, ())
+    budget: dict[str, int] = _now("budget", read.sizes, {})
+    reserve_bytes: dict[str, int] = _now("reserve", read.sizes, {})
+    low_free_bytes: dict[str, int] = _now("low_free", read.sizes, {})
+    brake_bytes: dict[str, int] = _now("brake", read.sizes, {})
+    leak_limit_bytes: int = _now("leak_limit", read.size, 512 << 20)
+    conversations_bytes: int = _now("conversations", read.size, 1 << 30)
+    spool_bytes: int = _key("spool", read.size, 4_000_000_000)
+    max_upload_bytes: int = _now("max_upload", read.size, 1_000_000_000)
+    max_audio_s: float = _now("max_audio", read.duration, 4 * 3600.0)
+    voices: dict[str, str] = _now("voices", read.names, {})
+    profiles: dict[str, tuple[str, ...]] = _now("profiles", read.lists, {}, env=False)
+    load_stall_s: float = _now("load_stall", read.limit, 120.0)
+    beat_overdue_s: float = _now("beat_overdue", read.limit, 10.0)
+    drain_s: float = _now("drain", read.duration, 30.0)
+    reload_on_change: bool = _now("reload_on_change", read.flag, True)
+    log_format: str = _now("log_format", read.choice("text", "json"), "text")
+    log_level: str = _now("log_level", read.choice(*_LEVELS), "info")
+    fake_device: str | None = _key("fake_device", read.secret)
     models: dict[str, ModelConfig] = _key(
-        "models", lambda v: {k: _model(k, m) for k, m in _table(v).items()}, {}, env=False
+        "models", lambda v: {k: _model(k, m) for k, m in read.table(v).items()}, {}, env=False
     )
     #: The file this came from.
     path: Path | None = None

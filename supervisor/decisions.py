@@ -133,10 +133,7 @@ class Decisions:
             wants = self.admission.wants(need)
             self._let_off(self.claims.make(need.model, wants, victims), now)
             for victim in victims:
-                leaving = self.fleet.workers[victim]
-                self.fleet.leave(leaving, f"evicted for {need.model}")
-                if leaving.need:
-                    self.fleet.expect(leaving.need)
+                self.fleet.evict(self.fleet.workers[victim], f"evicted for {need.model}")
         early = victims is not None or not self._somebody_imports(short)
         if worker is None and early and self.admission.process_fits(need.model, need.process_bytes):
             # Import the library while the victims leave; the model's bytes wait for theirs.

@@ -70,21 +70,14 @@ class Fleet:
 
     def process(self, need: Need) -> WorkerState:
         """A process for `need`'s model: a warm standby of its backend, or a new one."""
-        worker = self.spare(need.backend) or self.spawn(need.backend, need.process_bytes)
-        self._budget.grant(worker.id, need.process_bytes)
+        worker = self.spare(need.backend)
+        if worker is None:
+            worker = self.spawn(need.backend, need.process_bytes)
+        else:
+            self._budget.grant(worker.id, need.process_bytes)
         self._assign(worker, need)
         self._prepare(worker)
         return worker
-
-    def expect(self, need: Need) -> None:
-        """This model had to leave for another and is likely to be wanted again."""
-        self._expected[need.backend] = need
-
-    def expect_nothing(self, backend: str) -> None:
-        """And so keep no process for it."""
-        self._expected.pop(backend, None)
-        if spare := self.spare(backend):
-            self.kill(spare, "no standby is wanted any more")
 
     def spare(self, backend: str) -> WorkerState | None:
         """A process of `backend` that is nobody's yet."""
@@ -228,6 +221,20 @@ class Fleet:
             worker.state, worker.reason = State.DRAINING, reason
             self._tell("worker.draining", worker, reason=reason, busy=len(worker.busy))
         worker.final = worker.final or final
+
+    def evict(
+        self, worker: WorkerState, reason: str, *, final: bool = False, force: bool = False
+    ) -> None:
+        """Send a worker away for another model: its own is likely to be wanted again."""
+        self.leave(worker, reason, final=final, force=force)
+        if worker.need:
+            self._expected[worker.backend] = worker.need
+
+    def expect_nothing(self, backend: str) -> None:
+        """Nothing of `backend` is likely to be wanted, so no process is kept for it."""
+        self._expected.pop(backend, None)
+        if spare := self.spare(backend):
+            self.kill(spare, "no standby is wanted any more")
 
     def reprieve(self, worker: WorkerState) -> bool:
         """Nobody wants its room any more: it serves on, unless it was to go anyway."""

@@ -63,20 +63,25 @@ class LogFile:
         self._path, self._limit, self._streams = path, limit, streams
 
     async def watch(self) -> None:
-        """Look until cancelled."""
-        while True:
+        """Look until cancelled; at once over where no stream is that file."""
+        while self._mine():
             self.look()
             await asyncio.sleep(_LOOK_S)
 
     def look(self) -> bool:
         """Whether another file was begun. Where that cannot be, writing goes on."""
         with contextlib.suppress(OSError):
-            status = os.stat(self._path)
-            mine = [s for s in self._streams if os.path.samestat(os.fstat(s), status)]
-            if mine and status.st_size > self._limit:
+            if (mine := self._mine()) and self._path.stat().st_size > self._limit:
                 self._begin(mine)
                 return True
         return False
+
+    def _mine(self) -> list[int]:
+        """The streams that are the file."""
+        with contextlib.suppress(OSError):
+            status = self._path.stat()
+            return [s for s in self._streams if os.path.samestat(os.fstat(s), status)]
+        return []
 
     def _begin(self, streams: list[int]) -> None:
         rotate(self._path)

@@ -153,7 +153,7 @@ class Pool:
                 self.keeper.load(model, reason)
 
     def _limits(self, config: Config) -> states.Limits:
-        kept = [name for name in config.standby if name in self._specs]
+        kept = (name for name in config.standby if name in self._specs)
         return states.Limits(
             max_loaded=config.max_loaded,
             cores=config.cores or self._machine.cores,

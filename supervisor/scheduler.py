@@ -246,8 +246,7 @@ class Scheduler:
             if not worker.need or worker.model == model or worker.need.pinned:
                 continue
             if worker.state in (State.READY, State.DRAINING):
-                self._fleet.leave(worker, f"makes way for {model}", final=True, force=force)
-                self._fleet.expect(worker.need)
+                self._fleet.evict(worker, f"makes way for {model}", final=True, force=force)
         return self._decide.settle(now)
 
     def on_configured(

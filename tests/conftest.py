@@ -108,9 +108,7 @@ def _segments() -> set[str]:
     return {
         str(path)
         for path in Path("/dev/shm").glob("uml-*")
-        if not any(
-            _somebody_else(pid) for pid in re.findall(r"(?<![a-z0-9])\d+(?![a-z0-9])", path.name)
-        )
+        if not any(map(_somebody_else, _PID.findall(path.name)))
     }
 
 

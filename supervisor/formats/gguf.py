@@ -12,7 +12,8 @@ from typing import Any
 from uml.protocol.errors import InvalidModel
 from uml.protocol.models import ModelFacts
 from uml.supervisor.formats.gguf_header import MAGIC, Counted, Header, Tensor, read_header
-from uml.supervisor.formats.gguf_layers import DIFFUSION, ENCODERS, Layers, number, read_layers
+from uml.supervisor.formats.gguf_layers import DIFFUSION, ENCODERS, read_layers
+from uml.supervisor.formats.layers import Layers, number
 from uml.supervisor.formats.shards import files, head
 
 __all__ = ["ENDINGS", "MAGIC", "files", "head", "is_model", "read_facts"]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uml.protocol.errors import InvalidModel
-from uml.supervisor.formats.gguf_layers import Layers, number
+from uml.supervisor.formats.layers import Layers, number
 
 #: Where a multimodal model keeps what concerns its language model.
 _INNER = ("text_config", "llm_config", "language_config", "thinker_config")

@@ -18,8 +18,8 @@ from typing import Any
 from uml.protocol.errors import InvalidModel
 from uml.protocol.models import ModelFacts
 from uml.supervisor.formats import shards
-from uml.supervisor.formats.gguf_layers import number
 from uml.supervisor.formats.hf_layers import language, named, read_layers
+from uml.supervisor.formats.layers import number
 from uml.supervisor.formats.safetensors_header import BITS, Tensor, read_header
 from uml.supervisor.formats.shards import head
 

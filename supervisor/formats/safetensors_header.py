@@ -35,7 +35,7 @@ _MAX_NUMBER = 1 << 53
 
 @dataclass(frozen=True)
 class Tensor:
-    """size_bytes: of its data; start: where that begins behind the header. shape: slowest first."""
+    """size_bytes: of its data; start: where that begins in the file. shape: slowest first."""
 
     name: str
     type: str
@@ -64,9 +64,10 @@ def read_header(path: str) -> list[Tensor]:
         raw = f.read(length)
     if len(raw) < length:
         raise InvalidModel("truncated: the file ends inside its header")
-    tensors = [_tensor(name, value) for name, value in _parse(raw).items()]
+    begin = 8 + length
+    tensors = [_tensor(name, value, begin) for name, value in _parse(raw).items()]
     tensors.sort(key=lambda t: (t.start, t.size_bytes))
-    _check_places(tensors, total - 8 - length)
+    _check_places(tensors, begin, total)
     return tensors
 
 
@@ -81,7 +82,8 @@ def _parse(raw: bytes) -> dict[str, Any]:
     return found
 
 
-def _tensor(name: str, value: Any) -> Tensor:
+def _tensor(name: str, value: Any, begin: int) -> Tensor:
+    """begin: of the data, in the file."""
     said = value if isinstance(value, dict) else {}
     kind, shape, places = (said.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not _are_numbers(shape) or not _are_numbers(places) or len(places) != 2:
@@ -95,22 +97,22 @@ def _tensor(name: str, value: Any) -> Tensor:
             f"corrupt: tensor {name[:80]!r} of shape {shape[:_MAX_RANK]} in {kind} "
             f"has {end - start} bytes"
         )
-    return Tensor(name, kind, tuple(shape), end - start, start)
+    return Tensor(name, kind, tuple(shape), end - start, begin + start)
 
 
 def _are_numbers(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < _MAX_NUMBER for n in value)
 
 
-def _check_places(tensors: list[Tensor], data_bytes: int) -> None:
-    end = 0
+def _check_places(tensors: list[Tensor], begin: int, total: int) -> None:
+    end = begin
     for tensor in tensors:
         if tensor.start != end:
             raise InvalidModel(
                 f"corrupt: tensor {tensor.name[:80]!r} lies at {tensor.start}, expected at {end}"
             )
         end += tensor.size_bytes
-    if end > data_bytes:
-        raise InvalidModel(f"truncated: its tensors need {end} bytes, the file has {data_bytes}")
-    if end < data_bytes:
-        raise InvalidModel(f"corrupt: {data_bytes - end} bytes behind the last tensor")
+    if end > total:
+        raise InvalidModel(f"truncated: its tensors need {end} bytes, the file has {total}")
+    if end < total:
+        raise InvalidModel(f"corrupt: {total - end} bytes behind the last tensor")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from uml.protocol.errors import InvalidModel
+from uml.supervisor.formats.safetensors_header import read_header
 from uml.supervisor.pull.place import Report
 
 _U32, _F32, _BOOL, _STRING, _ARRAY, _I32 = 4, 6, 7, 8, 9, 5
@@ -158,20 +159,15 @@ def _vocabulary(path: Path) -> tuple[list[str], list[int]]:
 
 
 def _tensors(path: Path) -> Iterator[_Tensor]:
-    """Source: the safetensors format: u64 header length, JSON header, data."""
-    with path.open("rb") as f:
-        (length,) = struct.unpack("<Q", f.read(8))
-        header = json.loads(f.read(min(length, path.stat().st_size)))
-    for original, info in header.items():
-        name = None if original == "__metadata__" else _rename(original)
+    for known in read_header(str(path)):
+        name = _rename(known.name)
         if name is None:
             continue
-        shape, (start, end) = tuple(info["shape"]), info["data_offsets"]
-        if info["dtype"] != "F32" or end - start != 4 * math.prod(shape):
-            raise ValueError(f"{original} is {info['dtype']} of {end - start} bytes")
-        tensor = _Tensor(name, shape, 8 + length + start, 8 + length + end)
-        if tensor.quantised and shape[-1] % _BLOCK:
-            raise ValueError(f"{original} has rows of {shape[-1]}")
+        if known.type != "F32":
+            raise ValueError(f"{known.name} is {known.type}")
+        tensor = _Tensor(name, known.shape, known.start, known.start + known.size_bytes)
+        if tensor.quantised and known.shape[-1] % _BLOCK:
+            raise ValueError(f"{known.name} has rows of {known.shape[-1]}")
         yield tensor
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.supervisor.stub_server import Stub, stub_server
+from uml.supervisor.cli import main
 
 ROOT = Path(__file__).resolve().parents[3]
 Shell = Callable[..., "subprocess.CompletedProcess[str]"]
+Uml = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -62,5 +64,19 @@ def shell(home: Path) -> Shell:
             check=False,
             **kwargs,  # type: ignore[call-overload]
         )
+
+    return run
+
+
+@pytest.fixture
+def uml(capsys: pytest.CaptureFixture[str]) -> Uml:
+    """Runs the program in this process: exit code, stdout, stderr."""
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        code = main(list(argv))
+        out, err = capsys.readouterr()
+        assert "\x1b" not in out + err, "escape codes reach a pipe"
+        assert "Traceback" not in err
+        return code, out, err
 
     return run

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.supervisor.cli.conftest import Uml
 from tests.supervisor.stub_server import DONE, Sse, Stub, data, stub_server
 from uml.protocol import errors
-from uml.supervisor.cli import main
 
 ROOT = Path(__file__).resolve().parents[3]
 MiB = 1 << 20
@@ -112,31 +109,6 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Stub]:
         made.routes["GET /status"] = STATUS
         monkeypatch.setenv("UML_URL", made.url)
         yield made
-
-
-@pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setenv("UML_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("UML_PORT", str(held.getsockname()[1]))
-        yield
-
-
-@pytest.fixture
-def uml(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def run(*argv: str) -> tuple[int, str, str]:
-        code = main(list(argv))
-        out, err = capsys.readouterr()
-        assert "\x1b" not in out + err, "escape codes reach a pipe"
-        assert "Traceback" not in err
-        return code, out, err
-
-    return run
-
-
-Uml = Callable[..., tuple[int, str, str]]
 
 
 def test_ls_has_its_columns(stub: Stub, uml: Uml) -> None:
@@ -336,17 +308,6 @@ def test_run_that_breaks_off_fails(talker: Stub, uml: Uml) -> None:
     assert code == 1 and out.startswith("hel") and "error: the worker died" in err
 
 
-@pytest.mark.parametrize("command", ["ps", "status", "load m", "unload m", "swap m", "stop"])
-def test_nobody_there_is_exit_code_3(nobody: None, uml: Uml, command: str) -> None:
-    code, out, err = uml(*command.split())
-    assert code == 3 and not out
-    assert err.startswith("error: no supervisor answers") and "hint: " in err
-
-
-def test_ls_works_without_a_supervisor(nobody: None, uml: Uml) -> None:
-    assert uml("ls")[0] == 0
-
-
 def test_an_unknown_model_is_one_line_and_a_hint(stub: Stub, uml: Uml) -> None:
     error = errors.ModelNotFound("no model 'tyni'; did you mean tiny?")
     stub.routes["POST /load"] = (404, error.to_openai())
@@ -354,64 +315,6 @@ def test_an_unknown_model_is_one_line_and_a_hint(stub: Stub, uml: Uml) -> None:
     assert code == 1
     assert err.splitlines()[0] == "error: no model 'tyni'; did you mean tiny?"
     assert len(err.splitlines()) <= 2
-
-
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        ("laod tiny", "did you mean 'load'"),
-        ("ps --what", "--what"),
-        ("load", "MODEL"),
-        ("unload", "--all"),
-        ("serve --port x", "x"),
-        ("backends", "subcommand"),
-        ("load tiny --keep-alive soon", "soon"),
-    ],
-)
-def test_misuse_is_exit_code_2(nobody: None, uml: Uml, line: str, told: str) -> None:
-    code, out, err = uml(*line.split())
-    assert code == 2 and not out
-    assert err.startswith("error: ") and told in err
-
-
-def commands() -> list[list[str]]:
-    words = "up serve stop test ls show ps status load unload swap run pull rm logs doctor version"
-    nested = [["backends", w] for w in ("ls", "install", "rm", "check")]
-    return [*([w] for w in words.split()), *nested, ["config", "show"], ["config", "check"]]
-
-
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_every_help_shows_an_example(uml: Uml, command: list[str]) -> None:
-    code, out, _ = uml(*command, "--help")
-    assert code == 0 and "example" in out.lower()
-    assert re.search(rf"(uml|run\.py) {' '.join(command)}", out)
-
-
-def test_help_lists_every_command(uml: Uml) -> None:
-    code, out, _ = uml("--help")
-    assert code == 0
-    assert all(re.search(rf"^ +{c[0]}\b", out, re.MULTILINE) for c in commands())
-
-
-def test_help_imports_nothing_heavy() -> None:
-    program = (
-        "import sys, run; run.mount(); from uml.supervisor.cli import main; main(['--help'])\n"
-        "sys.exit(bool({'aiohttp', 'rich', 'psutil'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.DEVNULL)
-    assert done.returncode == 0
-
-
-def test_a_bug_is_one_line_unless_asked(
-    stub: Stub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stub.routes["GET /status"] = {"workers": 5}
-    assert main(["ps"]) == 1
-    quiet = capsys.readouterr().err
-    monkeypatch.setenv("UML_DEBUG", "1")
-    assert main(["ps"]) == 1
-    loud = capsys.readouterr().err
-    assert "Traceback" not in quiet and "Traceback" in loud
 
 
 CHANGES = {

@@ -234,7 +234,7 @@ def _says(**changes: Any) -> Callable[[Path], None]:
         (_says(shape=[3]), "has 8 bytes"),
         (_says(shape=[-2]), "no shape"),
         (_says(shape=[True]), "no shape"),
-        (_says(data_offsets=[8, 16]), "expected at 0"),
+        (_says(data_offsets=[8, 16]), "lies at"),
         (_says(data_offsets=[0]), "no place"),
         (lambda d: (d / "config.json").write_text("{"), "config.json is not JSON"),
         (lambda d: (d / "config.json").write_text("[]"), "config.json is no JSON object"),

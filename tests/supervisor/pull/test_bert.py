@@ -71,10 +71,18 @@ def test_conversion_makes_an_embedding_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"dtype": "BF16"}, {"shape": [5, 5]}, {"data_offsets": [0, 1 << 40]}]
+    ("change", "told"),
+    [
+        ({"dtype": "I32"}, "no BERT model of the known form"),
+        ({"dtype": "BF16"}, "corrupt"),
+        ({"shape": [5, 5]}, "corrupt"),
+        ({"data_offsets": [0, 1 << 40]}, "corrupt"),
+    ],
 )
-def test_weights_of_another_form_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(InvalidModel, match="no BERT model of the known form"):
+def test_weights_of_another_form_are_refused(
+    tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InvalidModel, match=told):
         convert(make(tmp_path, **change), tmp_path / "m.gguf", "m", silent)
 
 

@@ -16,7 +16,6 @@ import pytest
 from tests.workers.llama.conftest import CHAT_MODEL
 from tests.workers.llama.cut import cut
 from tests.workers.llama.driver import Answer, WorkerProcess
-from uml.protocol.errors import LoadFailed
 from uml.protocol.tasks import Chat, Sampling
 
 QUESTIONS = (
@@ -202,11 +201,3 @@ def test_the_next_turn_is_guessed_from_what_the_draft_has_read(
         assert stood(second) > 0.9
     finally:
         worker.close()
-
-
-def test_a_draft_of_another_family_is_refused(llama_python: str, models_dir: Path) -> None:
-    other = models_dir / "gemma-3-270m.Q4_K_M.gguf"
-    if not other.exists():
-        pytest.skip("gemma-3-270m is not here")
-    with pytest.raises(LoadFailed, match="vocabulary"):
-        WorkerProcess(llama_python, models_dir / CHAT_MODEL, n_ctx=512, draft_files=[str(other)])

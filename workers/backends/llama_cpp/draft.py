@@ -245,8 +245,6 @@ def load(
     if lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model):
         raise LoadFailed(f"{name} cannot be a draft: a recurrent model takes no token back")
     others = Vocab(lib.llama_model_get_vocab(model))
-    if not vocab.like(others):
-        raise LoadFailed(f"{name} cannot be a draft of {request.files[0]}: its vocabulary differs")
     options = dataclasses.replace(
         options, kv_cells=options.draft_cells, prefix_cache_bytes=0, conversations_dir=None
     )

@@ -11,9 +11,6 @@ import llama_cpp.llama_cpp as lib
 
 from uml.protocol.errors import BadRequest
 
-#: The first tokens are each model's own; the last ones stand for nothing.
-_OWN, _PADDING = 5, 128
-
 
 class Vocab:
     """vocab: llama.cpp's pointer."""
@@ -29,21 +26,6 @@ class Vocab:
         self._special: dict[int, bytes] = {}
         self._is_end: dict[int, bool] = {}
         self.suppressed = self._suppressed()
-
-    def like(self, other: Vocab) -> bool:
-        """Whether a number means the same token in both, as far as both go; of the tokens one in a
-        hundred is looked at, all of them were before the load. The tables of one family are padded
-        to different lengths. Source: llama.cpp's common/speculative.cpp."""
-        kind = lib.llama_vocab_type
-        return (
-            kind(self.pointer) == kind(other.pointer)
-            and abs(self.size - other.size) <= _PADDING
-            and all(
-                lib.llama_vocab_get_text(self.pointer, token)
-                == lib.llama_vocab_get_text(other.pointer, token)
-                for token in range(_OWN, min(self.size, other.size), 100)
-            )
-        )
 
     @cached_property
     def ends(self) -> list[int]:
