@@ -12,7 +12,7 @@ fast: ## without the heavy backends
 	./run.py test --fast
 
 fuzz-sound: ## a thousand damaged sound files
-	UML_TEST_FUZZ=1000 ./run.py test -s -m speech tests/integration/test_speech_fuzz.py
+	UML_TEST_FUZZ=1000 ./run.py test -s -m speech tests/integration/speech/test_fuzz.py
 
 serve:
 	./run.py serve

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import openai
 import pytest
 
 from tests.integration.serving import Serving, serving
@@ -16,15 +17,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         yield s
 
 
-@pytest.fixture(scope="module")
-def hearing(tmp_path_factory: pytest.TempPathFactory, speech: None) -> Iterator[Serving]:
-    """One that hears and speaks, and keeps what it loaded."""
-    with serving(tmp_path_factory.mktemp("home"), UML_KEEP_ALIVE="-1") as s:
-        yield s
-
-
 @pytest.fixture
 def official(served: Serving) -> Iterator[Any]:
-    openai = pytest.importorskip("openai", reason="the extra `test` is not installed")
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
         yield client

@@ -9,12 +9,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from tests.integration.serving import BASE, CHAT, EMBED, Serving, serving
 from uml.protocol.errors import UmlError
 
-openai = pytest.importorskip("openai", reason="the extra `test` is not installed")
 pytestmark = [
     pytest.mark.llama,
     pytest.mark.timeout(600),

@@ -6,13 +6,13 @@ import json
 from enum import StrEnum
 from typing import Annotated, Any
 
+import openai
+import pydantic
 import pytest
 
 from tests.integration.serving import CHAT
 from tests.integration.test_real_models import pytestmark as _real
 
-openai = pytest.importorskip("openai", reason="the extra `test` is not installed")
-pydantic = pytest.importorskip("pydantic")
 pytestmark = _real
 
 

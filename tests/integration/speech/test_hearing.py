@@ -11,23 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import psutil
 import pysubs2
 import pytest
 
-from tests.integration import sounds
 from tests.integration.serving import STT, Serving, serving, until
-from tests.integration.sounds import JFK, JFK_WORDS, SENTENCES, words
-from tests.integration.talking import hear, say
+from tests.integration.speech import sounds
+from tests.integration.speech.sounds import JFK, JFK_WORDS, SENTENCES, words
+from tests.integration.speech.talking import hear, say
 
-openai = pytest.importorskip("openai", reason="the extra `test` is not installed")
 pytestmark = [pytest.mark.speech, pytest.mark.timeout(600)]
 MB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def served(hearing: Serving) -> Serving:
-    return hearing
 
 
 def test_official_client_hears_in_all_five_forms(official: Any) -> None:

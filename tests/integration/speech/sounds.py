@@ -13,7 +13,7 @@ from typing import Any
 import av
 import numpy as np
 
-JFK = (Path(__file__).resolve().parents[1] / "fixtures/jfk.flac").read_bytes()
+JFK = (Path(__file__).resolve().parents[2] / "fixtures/jfk.flac").read_bytes()
 _SAID = "your country can do for you ask what you can do for your country"
 JFK_WORDS = f"and so my fellow americans ask not what {_SAID}".split()
 RATE = 16000

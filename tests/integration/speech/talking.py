@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 from tests.integration.serving import STT, TTS
-from tests.integration.sounds import JFK
+from tests.integration.speech.sounds import JFK
 
 
 def hear(official: Any, data: bytes = JFK, name: str = "a.flac", **fields: Any) -> Any:

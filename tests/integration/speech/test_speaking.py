@@ -7,20 +7,15 @@ import json
 import time
 from typing import Any
 
+import openai
 import pytest
 
-from tests.integration import sounds
-from tests.integration.serving import TTS, Serving
-from tests.integration.sounds import SENTENCES, words
-from tests.integration.talking import hear, say
+from tests.integration.serving import TTS
+from tests.integration.speech import sounds
+from tests.integration.speech.sounds import SENTENCES, words
+from tests.integration.speech.talking import hear, say
 
-openai = pytest.importorskip("openai", reason="the extra `test` is not installed")
 pytestmark = [pytest.mark.speech, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def served(hearing: Serving) -> Serving:
-    return hearing
 
 
 def test_official_client_speaks_in_all_six_forms(official: Any) -> None:

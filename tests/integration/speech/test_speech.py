@@ -13,24 +13,19 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+import openai
 import psutil
 import pysubs2
 import pytest
 
-from tests.integration import sounds
 from tests.integration.serving import CHAT, RUN, STT, TTS, Serving, fake_model, serving, until
-from tests.integration.sounds import JFK, JFK_WORDS, SENTENCES, words
-from tests.integration.talking import hear, say
+from tests.integration.speech import sounds
+from tests.integration.speech.sounds import JFK, JFK_WORDS, SENTENCES, words
+from tests.integration.speech.talking import hear, say
 from uml.protocol.errors import UmlError
 
-openai = pytest.importorskip("openai", reason="the extra `test` is not installed")
 pytestmark = [pytest.mark.speech, pytest.mark.timeout(600)]
 MB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def served(hearing: Serving) -> Serving:
-    return hearing
 
 
 def test_models_and_voices_are_listed_with_their_languages(served: Serving, official: Any) -> None:

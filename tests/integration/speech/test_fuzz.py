@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration import sounds
 from tests.integration.serving import STT, Serving, serving
+from tests.integration.speech import sounds
 from uml.protocol.errors import UmlError
 
 pytestmark = [pytest.mark.speech, pytest.mark.timeout(3600)]
