@@ -19,8 +19,8 @@ import numpy as np
 from tests.benchmarks.bars import BARE
 from tests.benchmarks.bench_run import Run
 from tests.benchmarks.servers import THREADS, ours
-from tests.integration import sounds
 from tests.integration.serving import BACKENDS, STT, TTS
+from tests.integration.speech import sounds
 from uml.supervisor.bench import Figures
 from uml.supervisor.client import Client
 
