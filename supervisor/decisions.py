@@ -148,7 +148,8 @@ class Decisions:
     def standby_soon(self, now: float) -> None:
         """Once things have calmed down, see to it that each backend has its process ready."""
         for backend in self.standbys():
-            self._out.append(SetTimer(f"standby {backend}", now + self.limits.standby_delay_s))
+            if self.fleet.spare(backend) is None:
+                self._out.append(SetTimer(f"standby {backend}", now + self.limits.standby_delay_s))
 
     def standbys(self) -> dict[str, Bytes]:
         """Backends of which a process is kept ready, and what that may take."""
@@ -161,6 +162,8 @@ class Decisions:
         process_bytes = self.standbys().get(backend)
         if process_bytes is None or self.fleet.spare(backend):
             return
+        if self.fleet.works:
+            return  # an import would slow the answers; when they end this is called again
         if len(self.queues):  # theirs is the room
             self.standby_soon(now)
         elif self.admission.process_fits("", process_bytes):

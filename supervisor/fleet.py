@@ -66,6 +66,11 @@ class Fleet:
         """Model -> the worker that serves or will serve it; one being killed does not."""
         return self._serving
 
+    @property
+    def works(self) -> bool:
+        """Whether somebody answers or loads."""
+        return any(w.busy or w.state is State.LOADING for w in self._workers.values())
+
     # --- coming ----------------------------------------------------------------------------
 
     def process(self, need: Need) -> WorkerState:

@@ -137,6 +137,7 @@ class Scheduler:
             self._decide.forecast.answered(worker.model, now - since)
             if not worker.busy:
                 self._decide.forecast.rests(worker.model, now)
+                self._decide.standby_soon(now)
             self._decide.serve(worker.model, now)
             self._decide.freed(worker)
         return self._decide.settle(now)

@@ -28,6 +28,7 @@ def after_a_swap(**limits: object) -> World:
 def test_warm_standby_takes_the_next_load_without_a_spawn() -> None:
     world = World(standby={"b": {"ram": PROCESS}}, standby_delay_s=1.0)
     world.bring(need("a"), 1)
+    world.finish(1)
     world.wait(1.5)
     assert world.spawned == ["w1", "w2"]
     world.hello("w2")
@@ -35,9 +36,23 @@ def test_warm_standby_takes_the_next_load_without_a_spawn() -> None:
     assert world.spawned == ["w1", "w2"] and world.loaded == ["w1", "w2"]
 
 
+def test_no_process_is_started_beside_a_running_answer() -> None:
+    """It would slow it, and a model that is asked for meanwhile brings a process of its own."""
+    world = World(standby={"b": {"ram": PROCESS}}, standby_delay_s=1.0)
+    world.bring(need("a"), 1)
+    world.wait(30)
+    assert world.spawned == ["w1"]
+    world.finish(1)
+    world.wait(0.5)
+    assert world.spawned == ["w1"], "its client's next request may come at once"
+    world.wait(1)
+    assert world.spawned == ["w1", "w2"]
+
+
 def test_warm_standby_is_the_first_to_go_when_memory_is_short() -> None:
     world = World(standby={"b": {"ram": PROCESS}})
     world.bring(need("a", 500 * MB), 1)
+    world.finish(1)
     world.wait(1.5)
     world.hello("w2")
     world.ask(2, need("c", 490 * MB, backend="other"))
