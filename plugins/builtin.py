@@ -26,9 +26,16 @@ LLAMA_CPP = BackendSpec(
     # back when the process ends, both on the way of every swap. Measured from one worker killed to
     # the next one's context, 16384 cells of SmolLM2, medians in ms: ended 82 -> 9, context 171 ->
     # 29; decoding and prompts stay the same. (A virtual machine whose host takes free memory back
-    # pays at the first load instead: 330 against 160 there.) Source: glibc manual, memory
-    # allocation tunables; other C libraries ignore it.
-    environ={"GOMP_SPINCOUNT": "1000", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
+    # pays at the first load instead: 330 against 160 there.)
+    #
+    # What is large and freed goes back at once, and threads share two heaps: after minutes of mixed
+    # requests a worker of SmolLM2 had 732 MB of its own, half of glibc's heaps free, and 499 MB so.
+    # Source: glibc manual, memory allocation tunables; other C libraries ignore them.
+    environ={
+        "GOMP_SPINCOUNT": "1000",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=2"
+        ":glibc.malloc.mmap_threshold=1048576",
+    },
     process_bytes=24 * 1024 * 1024,
     licence="MIT",
     priority=10,

@@ -101,32 +101,47 @@ def test_cells_are_counted_as_sets_would_count_them(data: st.DataObject) -> None
 # --- plan ------------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 600), st.lists(st.integers(1, 500), max_size=8), st.integers(0, 3))
-def test_share_gives_all_it_can_to_the_oldest_and_the_shortest_by_turns(
-    budget: int, waiting: list[int], turn: int
+@given(
+    st.integers(0, 600),
+    st.lists(st.integers(1, 500), max_size=8),
+    st.integers(0, 600),
+    st.integers(0, 3),
+)
+def test_share_begins_with_the_oldest_and_the_shortest_by_turns_and_others_get_all_or_nothing(
+    budget: int, waiting: list[int], most: int, turn: int
 ) -> None:
-    given_out = plan.share(budget, waiting, turn)
+    given_out = plan.share(budget, waiting, most, turn)
     assert len(given_out) == len(waiting)
-    assert all(0 <= n <= most for n, most in zip(given_out, waiting, strict=True))
-    assert sum(given_out) == min(budget, sum(waiting))
-    if waiting:
-        first = 0 if turn % 2 == 0 else waiting.index(min(waiting))
-        assert given_out[first] == min(waiting[first], budget)
+    assert sum(given_out) <= min(most, max(budget + budget // 2, 1))
+    if not waiting or not min(budget, most):
+        assert not any(given_out)
+        return
+    first = 0 if turn % 2 == 0 else waiting.index(min(waiting))
+    assert 0 < given_out[first] <= waiting[first]
+    assert all(n in (0, waiting[i]) for i, n in enumerate(given_out) if i != first)
+
+
+def test_share_cuts_a_prompt_into_equal_parts_and_begins_none_that_it_cannot_end() -> None:
+    assert plan.share(75, [98], 512) == [98]
+    assert plan.share(75, [120], 512) == [60]
+    assert plan.share(512, [1500], 512) == [500]
+    assert plan.share(120, [98, 98], 512) == [98, 0]
+    assert plan.share(200, [98, 98, 3], 512) == [98, 98, 3]
+    assert plan.share(200, [98, 98], 150) == [98, 0]
 
 
 def test_pace_bounds_a_chunk_by_the_time_it_takes() -> None:
     pace = plan.Pace(rate=1000)
-    assert pace.chunk(answering=4, waiting=0, most=500) == 150
-    assert pace.chunk(answering=0, waiting=2, most=500) == 400
-    assert pace.chunk(answering=5, waiting=5, most=500) == pytest.approx(212, abs=1)
-    assert pace.chunk(answering=0, waiting=1, most=50) == 50
+    assert pace.chunk(answering=4, waiting=0) == 150
+    assert pace.chunk(answering=0, waiting=2) == 400
+    assert pace.chunk(answering=5, waiting=5) == pytest.approx(212, abs=1)
     for _ in range(50):
         pace.observe(100, 1.0)
-    assert pace.chunk(answering=1, waiting=0, most=500) == pytest.approx(15, abs=1)
+    assert pace.chunk(answering=1, waiting=0) == pytest.approx(15, abs=1)
 
 
 def test_pace_always_makes_progress() -> None:
-    assert plan.Pace(rate=0.1).chunk(answering=30, waiting=1, most=500) > 0
+    assert plan.Pace(rate=0.1).chunk(answering=30, waiting=1) > 0
 
 
 # --- prefixes --------------------------------------------------------------------------------

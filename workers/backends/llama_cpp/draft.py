@@ -156,7 +156,7 @@ class Draft:
 
     def _read(self, followers: list[Follower]) -> bool:
         """Whether they are nearly at the end of their texts; if not, a piece of them was read."""
-        most = self._pace.chunk(len(followers), 0, self._batch.capacity - len(followers))
+        most = min(self._pace.chunk(len(followers), 0), self._batch.capacity - len(followers))
         if sum(f.pending - 1 for f in followers) <= most:
             return True
         self._batch.clear()

@@ -30,27 +30,35 @@ class Pace:
             weight = min(0.5, rows / 128)
             self.rate += weight * (rows / seconds - self.rate)
 
-    def chunk(self, answering: int, waiting: int, most: int) -> int:
-        """Prompt tokens for the next step, at most `most`; answering: running answers; waiting:
-        prompts."""
+    def chunk(self, answering: int, waiting: int) -> int:
+        """Prompt tokens for the next step; answering: running answers; waiting: prompts."""
         part = waiting / max(1, answering + waiting)
         target_s = SHARED_S + (ALONE_S - SHARED_S) * part * part
-        return max(0, min(most, max(_LEAST, int(self.rate * target_s))))
+        return max(_LEAST, int(self.rate * target_s))
 
 
-def share(budget: int, waiting: Sequence[int], turn: int = 0) -> list[int]:
-    """Divide `budget` tokens among prompts with `waiting` tokens left, oldest first.
+def share(budget: int, waiting: Sequence[int], most: int, turn: int = 0) -> list[int]:
+    """Divide about `budget` tokens, and at most `most`, among prompts with `waiting` tokens left,
+    oldest first.
 
     By turns it goes to the oldest, so that it surely ends, and to whoever has least left, so that
-    a short question does not wait for a long document; what one leaves the next gets. Few prompts
-    in a step, not a little of each: rows of columns with different numbers of rows are computed one
-    group after the other, and small groups are as slow as larger ones.
+    a short question does not wait for a long document; what one leaves the next gets. Whole prompts
+    as far as possible, not a little of each: rows of columns with different numbers of rows are
+    computed one group after the other, and small groups are as slow as larger ones. So who comes
+    first gets an equal part of what it has left, half as much again as the budget at most, and
+    others only all they need.
     """
-    given, left = [0] * len(waiting), budget
+    given, left = [0] * len(waiting), min(budget, most)
     order = sorted(range(len(waiting)), key=lambda i: (waiting[i], i))
     if turn % 2 == 0:
         order.sort(key=bool)  # 0 is the oldest
     for i in order:
-        given[i] = min(waiting[i], max(0, left))
+        if left <= 0:
+            break
+        if waiting[i] <= left:
+            given[i] = waiting[i]
+        elif not any(given):
+            parts = max(1, round(waiting[i] / left))
+            given[i] = min(most, -(-waiting[i] // parts))
         left -= given[i]
     return given

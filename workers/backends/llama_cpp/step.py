@@ -34,22 +34,25 @@ class Step:
         # Sums are rounded otherwise in a row of its own than inside a chunk. Where answers are
         # to be repeatable the last token always gets one, whatever came from the cache.
         waiting = [s.pending - s.request.repeatable for s in prompts]
-        budget = 0
-        if prompts:
-            budget = self._pace.chunk(len(ready), len(prompts), self.batch.capacity - len(ready))
-            budget = min(budget, sum(waiting))
-        if not self._slots.room(len(ready) + budget):
-            budget = min(budget, self._slots.cells.free - len(ready))
-        if budget < 0 or (prompts and not ready and not budget):
-            return None
-        guesses = {} if prompts else self._guesser.guess(ready)
         self._turn += 1
-        counts = dict(zip(prompts, share(budget, waiting, self._turn), strict=True))
+        most = min(self.batch.capacity - len(ready), sum(waiting))
+        given = self._share(len(ready), waiting, most)
+        if not self._slots.room(len(ready) + sum(given)):
+            most = self._slots.cells.free - len(ready)
+            if most < 0 or (prompts and not ready and not most):
+                return None
+            given = self._share(len(ready), waiting, most)
+        guesses = {} if prompts else self._guesser.guess(ready)
+        counts = dict(zip(prompts, given, strict=True))
         order = [*ready, *(s for s in prompts if counts[s])]
         if self._slots.divided:
             # Only rows in the order of their columns are computed together.
             order.sort(key=_slot)
         return self._rows(order, counts, guesses)
+
+    def _share(self, answering: int, waiting: list[int], most: int) -> list[int]:
+        budget = self._pace.chunk(answering, len(waiting)) if waiting else 0
+        return share(budget, waiting, most, self._turn)
 
     def _rows(
         self, order: list[Sequence], counts: dict[Sequence, int], guesses: Guesses
