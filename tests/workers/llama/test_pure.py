@@ -134,7 +134,7 @@ def test_pace_bounds_a_chunk_by_the_time_it_takes() -> None:
     pace = plan.Pace(rate=1000)
     assert pace.chunk(answering=4, waiting=0) == 150
     assert pace.chunk(answering=0, waiting=2) == 400
-    assert pace.chunk(answering=5, waiting=5) == pytest.approx(212, abs=1)
+    assert pace.chunk(answering=5, waiting=5) == pytest.approx(275, abs=1)
     for _ in range(50):
         pace.observe(100, 1.0)
     assert pace.chunk(answering=1, waiting=0) == pytest.approx(15, abs=1)
