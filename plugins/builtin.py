@@ -17,10 +17,8 @@ LLAMA_CPP = BackendSpec(
     requirements=("llama-cpp-python==0.3.36", "llguidance==1.9.1"),
     imports="llama_cpp",
     source_build=("llama-cpp-python",),
-    # How long an idle OpenMP thread spins before it sleeps, read when the library is imported.
-    # Measured on 2 cores with others busy, ms per step of one answer (median, 90th percentile):
-    # spinning for ever, the default, 55 and 1800; 10000 86 and 210; 1000 9 and 11. On a quiet
-    # machine 1000 costs some 5 %; "passive", which never spins, costs two thirds.
+    # How often an idle OpenMP thread of a team spins before it sleeps; the worker shortens that
+    # while others want the cores: `workers/backends/llama_cpp/spin.py`.
     #
     # Large buffers in huge pages: the KV cache is zeroed when it is made and its pages are given
     # back when the process ends, both on the way of every swap. Measured from one worker killed to
@@ -32,7 +30,7 @@ LLAMA_CPP = BackendSpec(
     # requests a worker of SmolLM2 had 732 MB of its own, half of glibc's heaps free, and 499 MB so.
     # Source: glibc manual, memory allocation tunables; other C libraries ignore them.
     environ={
-        "GOMP_SPINCOUNT": "1000",
+        "GOMP_SPINCOUNT": "300000",
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=2"
         ":glibc.malloc.mmap_threshold=1048576",
     },
@@ -53,6 +51,7 @@ WHISPER_CPP = BackendSpec(
     tasks=("transcribe",),
     requirements=("pywhispercpp==1.5.1", "av==18.1.0"),
     imports="_pywhispercpp",
+    # Few: a call computes for long, and cannot look meanwhile whether others want the cores.
     environ={"GOMP_SPINCOUNT": "1000"},
     process_bytes=64 * 1024 * 1024,
     licence="MIT",

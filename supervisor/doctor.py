@@ -124,7 +124,12 @@ def _processor(config: Config) -> list[Check]:
     spin = spec.environ.get("GOMP_SPINCOUNT") if spec else None
     if spin:
         checks.append(
-            Check("openmp", "ok", f"workers spin GOMP_SPINCOUNT={spin} before they sleep")
+            Check(
+                "openmp",
+                "ok",
+                f"idle threads of llama.cpp spin {spin} times before they sleep, 100 times while "
+                "others want the cores",
+            )
         )
     return checks
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from uml.plugins.builtin import LLAMA_CPP
 from uml.protocol.errors import from_wire
 from uml.protocol.frames import Decoder
 from uml.protocol.messages import (
@@ -108,7 +109,7 @@ class WorkerProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("UML_TEST_VERBOSE") else subprocess.DEVNULL,
-            env={"PATH": os.environ["PATH"], "GOMP_SPINCOUNT": "1000"},
+            env={"PATH": os.environ["PATH"]} | LLAMA_CPP.environ,
         )
         self._decoder = Decoder()
         self._ids = 0

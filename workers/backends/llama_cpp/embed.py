@@ -17,6 +17,7 @@ import numpy as np
 from uml.protocol.errors import BadRequest, ContextLengthExceeded, InternalError, UmlError
 from uml.protocol.tasks import Embed
 from uml.workers.backends.llama_cpp.batch import Batch
+from uml.workers.backends.llama_cpp.spin import Spin
 from uml.workers.backends.llama_cpp.vocab import Vocab
 from uml.workers.base import Job, Outbox
 
@@ -72,10 +73,12 @@ class EmbedEngine:
         return len(self._inbox) + len(self._works)
 
     def _run(self) -> None:
+        spin = Spin()
         while True:
             with self._wake:
                 while not (self._inbox or self._works):
                     self._wake.wait()
+            spin.look(time.monotonic())
             try:
                 self._take_in()
                 self._step()

@@ -29,6 +29,7 @@ from uml.workers.backends.llama_cpp.options import ALWAYS
 from uml.workers.backends.llama_cpp.plan import Pace
 from uml.workers.backends.llama_cpp.sequence import Request, Sequence
 from uml.workers.backends.llama_cpp.slots import Match, Slots
+from uml.workers.backends.llama_cpp.spin import Spin
 from uml.workers.backends.llama_cpp.step import Step
 from uml.workers.backends.llama_cpp.vocab import Vocab
 from uml.workers.base import Outbox
@@ -99,10 +100,12 @@ class Engine:
         return len(self._queue) + len(self._inbox)
 
     def _run(self) -> None:
+        spin = Spin()
         while True:
             with self._wake:
                 while not (self._inbox or self._queue or self._live):
                     self._wake.wait()
+            spin.look(time.monotonic())
             try:
                 self._step()
             except Exception as e:
