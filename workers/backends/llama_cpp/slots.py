@@ -211,11 +211,10 @@ class Slots:
         size = state.size()
         if not self.shelf.fits(size):
             return
-        kept = self._store.room(tokens, size) if self._store else None
-        parked = kept or Parked(tokens, np.empty(size, np.uint8), size)
-        state.write(parked.state)
-        if kept and self._store:
-            self._store.keep(kept)
+        parked = self._store.keep(tokens, state.pieces(), size) if self._store else None
+        if parked is None:
+            parked = Parked(tokens, np.empty(size, np.uint8), size)
+            state.write(parked.state)
         self.shelf.put(parked)
 
     def vacate_all(self, keep: Slot | None = None) -> bool:

@@ -39,12 +39,16 @@ class State:
         each = sum(len(block) + _U32.size * streams for block in self.blocks)
         return len(self.head) + each
 
-    def write(self, target: Any, streams: int = 1, stream: int = 0) -> None:
-        """Into `target` (uint8, `size(streams)` of them) as a state of the sequence in `stream`."""
+    def pieces(self, streams: int = 1, stream: int = 0) -> list[Any]:
+        """What a state of the sequence in `stream` is made of, `size(streams)` bytes in all."""
         before = np.frombuffer(_U32.pack(streams) + _U32.pack(0) * stream, np.uint8)
         after = np.zeros(_U32.size * (streams - 1 - stream), np.uint8)
+        return [self.head, *(p for block in self.blocks for p in (before, block, after))]
+
+    def write(self, target: Any, streams: int = 1, stream: int = 0) -> None:
+        """Into `target`, uint8, `size(streams)` of them."""
         at = 0
-        for piece in (self.head, *(p for block in self.blocks for p in (before, block, after))):
+        for piece in self.pieces(streams, stream):
             target[at : at + len(piece)] = piece
             at += len(piece)
 
