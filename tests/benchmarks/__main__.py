@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.mount import ROOT  # before all of ours
 
 # isort: split
-from tests.benchmarks import chats, forms, gateway, generation, report, speech, swaps
+from tests.benchmarks import chats, forms, gateway, generation, report, same, speech, swaps
 from tests.benchmarks.bench_run import Run, Section
 from uml.supervisor.paths import cache_dir
 
@@ -28,6 +28,7 @@ SECTIONS: dict[str, Section] = {
     "crowd": generation.crowd,
     "long-prompt": generation.long_prompt,
     "chats": chats.chats,
+    "same": same.same,
     "forms": forms.forms,
     "swap": swaps.swap,
     "thrash": swaps.thrash,

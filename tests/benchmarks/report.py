@@ -30,6 +30,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "first_p50_s",
         "first_p99_s",
     ),
+    "same": ("alike",),
     "forms": ("gap_p50_s", "s_per_token"),
     "swap": (
         "first_s",
