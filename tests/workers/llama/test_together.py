@@ -76,6 +76,25 @@ def test_cancel_frees_the_slot_at_once(chat_worker: WorkerProcess) -> None:
     assert chat_worker.run(about("Rome")).text()
 
 
+def test_the_end_of_a_cancelled_answer_is_told_before_the_next_step(
+    chat_worker: WorkerProcess,
+) -> None:
+    between = []
+    stays = chat_worker.ask(about("winter", max_tokens=900))
+    for topic in TOPICS[:5]:
+        leaves = chat_worker.ask(about(topic, max_tokens=900))
+        chat_worker.until(lambda name=leaves: chat_worker.answers[name].deltas)
+        said = len(chat_worker.answers[stays].deltas)
+        chat_worker.until(lambda most=said + 3: len(chat_worker.answers[stays].deltas) > most)
+        said = len(chat_worker.answers[stays].deltas)
+        chat_worker.cancel(leaves)
+        chat_worker.wait(leaves)
+        between.append(len(chat_worker.answers[stays].deltas) - said)
+    chat_worker.cancel(stays)
+    chat_worker.wait(stays)
+    assert min(between) <= 1, "of the step that ran"
+
+
 def test_a_long_prompt_does_not_stall_a_running_answer(chat_worker: WorkerProcess) -> None:
     running = chat_worker.ask(about("winter", max_tokens=600))
     chat_worker.until(lambda: chat_worker.answers[running].deltas)

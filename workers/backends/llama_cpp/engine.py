@@ -172,6 +172,7 @@ class Engine:
             request = sequence.request
             if request.job.cancelled and not sequence.ended:
                 self._end(sequence, "cancelled")
+        self._outbox.flush()  # who waits for the slot is not to wait for the next step, too
 
     def _arrange(self) -> None:
         """Lay the cells out so that all who compute have room for a step, and who waits too as
