@@ -189,7 +189,8 @@ def _result(
         "memory does not grow": max(growth) <= _GROWTH,
         "one worker all the time": len(load.workers) == 1,
         "memory within the lease": held <= lease * 1.02,
-        "a dropped stream's slot is free within a step": free.steps <= 3,
+        # The step that runs; and where every core computes, part of one until HTTP has told it.
+        "a dropped stream's slot is free within a step": free.steps <= 2,
     }
     return {
         "at": time.time(),
@@ -233,6 +234,7 @@ def table(r: dict[str, Any]) -> str:
     failed = [name for name, ok in r["checks"].items() if not ok]
     done = ", ".join(f"{count} {kind}" for kind, count in sorted(r["done"].items()))
     first, second, third = r["memory_mb"]
+    freed = r["freed"]
     same = f"{r['alike']} of {r['compared']} ({r['alike'] / max(1, r['compared']):.1%})"
     when, minutes = time.strftime("%d %B %Y", time.gmtime(r["at"])), r["seconds"] / 60
     rows = {
@@ -254,8 +256,9 @@ def table(r: dict[str, Any]) -> str:
             f"{h['streams']} streams, {h['cells']} cells" for h in r["house"]
         )
         + ", before and after",
-        "dropped stream to the next one's first token": f"{r['freed']['seconds'] * 1000:.0f} ms, "
-        f"{r['freed']['steps']:.1f} steps of {r['freed']['step_s'] * 1000:.0f} ms",
+        "dropped stream to its slot free": f"{freed['seconds'] * 1000:.0f} ms, "
+        f"{freed['steps']:.1f} steps of {freed['step_s'] * 1000:.0f} ms; to the first token of who "
+        f"waited for it {freed['next_s'] * 1000:.0f} ms",
     }
     lines = ["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())]
     return "\n".join(lines)

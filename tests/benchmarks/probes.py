@@ -31,10 +31,11 @@ class House:
 
 @dataclass(frozen=True)
 class Freed:
-    """From dropping one of as many streams as there are slots to the first token of one that
-    waited: seconds, and in steps of `step_s`."""
+    """From dropping one of as many streams as there are slots: seconds until its slot was free, and
+    until the first token of one that waited for a slot; steps: the former, in steps of `step_s`."""
 
     seconds: float
+    next_s: float
     step_s: float
 
     @property
@@ -67,7 +68,7 @@ async def full_house(talk: Talk) -> House:
 
 
 async def cancelled_slot(talk: Talk) -> Freed:
-    """Every slot has a stream, one request waits, one stream is dropped."""
+    """Every slot has a stream and one is dropped; the same again while one more request waits."""
     slots = (await talk.worker())["slots"]
     streams = [_Lines() for _ in range(slots)]
     running = [
@@ -76,6 +77,16 @@ async def cancelled_slot(talk: Talk) -> Freed:
     ]
     try:
         await _until(lambda: all(len(s.at) > 8 for s in streams))
+        gaps = [b - a for a, b in itertools.pairwise(streams[1].at[-40:])]
+        running[2].cancel()
+        dropped = time.perf_counter()
+        while (await talk.worker())["busy"] == slots:
+            await asyncio.sleep(0.001)
+        free_s = time.perf_counter() - dropped
+        more = talk.read(_body("one more", 3000, ignore_eos=True), streams[2].note)
+        running.append(asyncio.create_task(more))
+        said = len(streams[2].at)
+        await _until(lambda: len(streams[2].at) > said)
         waiting = _Lines()
         asked = asyncio.create_task(talk.read(_body("Hi", 1, ignore_eos=True), waiting.note))
         said = len(streams[1].at)
@@ -85,9 +96,7 @@ async def cancelled_slot(talk: Talk) -> Freed:
         running[0].cancel()
         dropped = time.perf_counter()
         await asked
-        recent = streams[1].at[-40:]
-        gaps = [b - a for a, b in itertools.pairwise(recent)]
-        return Freed(waiting.at[0] - dropped, median(gaps))
+        return Freed(free_s, waiting.at[0] - dropped, median(gaps))
     finally:
         for task in running:
             task.cancel()
