@@ -104,11 +104,16 @@ async def test_writing_waits_for_a_while_and_not_for_ever(
 ) -> None:
     monkeypatch.setattr("uml.supervisor.usage._WRITE_S", 0.05)
     usage = Usage(tmp_path / "r.sqlite")
-    for _ in range(2):
+
+    def loads() -> list[int]:
+        return [row.to_map()["loads"] for row in read(tmp_path / "r.sqlite")]
+
+    for number in (1, 2):
         usage.loaded("m", 1.0)
-        assert read(tmp_path / "r.sqlite") == [] or usage._timer
-        await until(lambda: usage._timer is None and not usage._new)
-    assert read(tmp_path / "r.sqlite")[0].to_map()["loads"] == 2
+        assert loads() == [] or usage._timer
+        await until(lambda so_many=number: loads() == [so_many])
+    assert usage._timer is None
+    assert not usage._new
     await usage.close()
 
 
