@@ -66,7 +66,8 @@ def test_who_was_told_to_expect_one_model_may_load_another(
             llama_python, models_dir / CHAT_MODEL, expected=expected[:last], n_ctx=512, slots=2
         )
         try:
-            answer = worker.run(Complete(prompt="The capital of France is", max_tokens=4))
+            task = Complete(prompt="The capital of France is", max_tokens=4, ignore_eos=True)
+            answer = worker.run(task)
             assert answer.done is not None and answer.done.usage["completion_tokens"] == 4
         finally:
             worker.close()
