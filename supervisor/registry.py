@@ -7,10 +7,7 @@ keeps its name when another file appears. Used from one thread.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from uml.protocol.errors import Conflict, InvalidModel, ModelNotFound
 from uml.protocol.models import BackendSpec, ModelFacts, ModelFile
-from uml.supervisor.formats import files, format_of, read_facts, title
+from uml.supervisor.formats import read_facts, title
 from uml.supervisor.names import nearest, split_name
+from uml.supervisor.on_disk import UNREADABLE, content_hash, look, may_heal
 from uml.supervisor.projectors import Part, attach
 from uml.supervisor.records import Record, Records
 from uml.supervisor.scan import Found, Scanner, roots
@@ -27,12 +25,7 @@ from uml.supervisor.scan import Found, Scanner, roots
 if TYPE_CHECKING:
     from uml.supervisor.config import Config
 
-#: A broken file that changed this recently may still be being written.
-_FRESH_S = 5.0
-#: Header bytes that, with the size, tell one model file from another.
-_HASHED = 1 << 20
 _BEST = ":best"
-_UNREADABLE = "cannot be read: "
 
 
 @dataclass(frozen=True)
@@ -112,7 +105,7 @@ class Registry:
         if wanted.endswith(_BEST) and wanted not in self._names:
             return self._best(name.strip()[: -len(_BEST)])
         model = self._names.get(wanted)
-        if model is None or model.error or _look(model.file.path)[0] != model.file:
+        if model is None or model.error or look(model.file.path)[0] != model.file:
             self.rescan()  # a file that is as it was known needs no search
             model = self._names.get(wanted)
         if model is None:
@@ -164,13 +157,13 @@ class Registry:
             self._name(attach([_part(entry) for entry in entries.values()]))
 
     def _entry(self, found: Found, force: bool) -> _Entry | None:
-        file, missing = _look(found.path)
+        file, missing = look(found.path)
         if file is None:
             return None  # gone since it was listed
         old = self._entries.get(found.path)
         record = old.record if old else self._records.get(found.path)
         same = record and (record.size, record.mtime_ns) == (file.size_bytes, file.mtime_ns)
-        if record and same and not force and not missing and not _worth_another_look(record, file):
+        if record and same and not force and not missing and not may_heal(record.error, file):
             return old if old and old.file == file else _Entry(found, file, record)
         return _Entry(found, file, self._read(found, file, record.id if record else "", missing))
 
@@ -183,9 +176,9 @@ class Registry:
             except InvalidModel as e:
                 error = e.message
             except OSError as e:
-                error = f"{_UNREADABLE}{e.strerror}"
+                error = f"{UNREADABLE}{e.strerror}"
         size, stamp = file.size_bytes, file.mtime_ns
-        record = Record(found.path, model_id, size, stamp, _hash(file), facts, error)
+        record = Record(found.path, model_id, size, stamp, content_hash(file), facts, error)
         known = self._records.get(found.path)
         return record if record == known else self._records.save(record, found.name)
 
@@ -317,51 +310,9 @@ def _with_template(facts: ModelFacts) -> ModelFacts:
     return replace(facts, tasks=("chat", *facts.tasks)) if able else facts
 
 
-def _look(path: str) -> tuple[ModelFile | None, str | None]:
-    """(the model's files as they are now, what is missing of them); None when nothing is there."""
-    missing = None
-    try:
-        paths = files(path)
-    except InvalidModel as e:
-        paths, missing = (path,), e.message
-    found = []
-    for part in paths:
-        try:
-            found.append(os.stat(part))
-        except FileNotFoundError:
-            if not missing:
-                return None, None
-        except OSError as e:
-            missing = f"{_UNREADABLE}{e.strerror}"
-    file = ModelFile(
-        paths=paths,
-        format=format_of(path),
-        size_bytes=sum(s.st_size for s in found),
-        mtime_ns=max((s.st_mtime_ns for s in found), default=0),
-    )
-    return file, missing
-
-
-def _worth_another_look(record: Record, file: ModelFile) -> bool:
-    """A broken file may be complete by now, or readable, without its time stamp showing it."""
-    if not record.error:
-        return False
-    fresh = abs(time.time() - file.mtime_ns / 1e9) < _FRESH_S
-    return fresh or record.error.startswith(_UNREADABLE)
-
-
 def _part(entry: _Entry) -> Part:
     return Part(entry.file.path, entry.found.name, entry.record.facts, entry.found.projector)
 
 
 def _projector(model: Model) -> str | None:
     return model.facts.extra.get("projector") if model.facts else None
-
-
-def _hash(file: ModelFile) -> str:
-    """Of header and size; "" for a file that cannot be read."""
-    digest = hashlib.sha256(str(file.size_bytes).encode())
-    with contextlib.suppress(OSError), open(file.path, "rb") as f:
-        digest.update(f.read(_HASHED))
-        return digest.hexdigest()[:32]
-    return ""

@@ -9,7 +9,7 @@ import itertools
 import aiohttp
 
 from tests.benchmarks.bench_run import Run
-from tests.benchmarks.servers import as_server, llama_server, ours, single
+from tests.benchmarks.servers import beside
 from uml.protocol.errors import Unavailable
 from uml.supervisor import bench
 from uml.supervisor.bench import Figures, Server, Stream
@@ -20,13 +20,7 @@ _rules = itertools.count(1)
 
 async def chats(run: Run) -> None:
     """10 turns after a system prompt of 1,000 tokens; then 8 chats at once under a new one."""
-    import contextlib
-
-    with contextlib.ExitStack() as stack:
-        servers = [as_server(stack.enter_context(ours()))]
-        if run.llama_server:
-            there = llama_server(run.llama_server, "llama-server -np 8", single(8, 2048))
-            servers.append(stack.enter_context(there)[0])
+    with beside(run.llama_server, (8,), 2048) as servers:
         async with bench.client() as session:
             await bench.warm_up(session, servers)
             for number in range(run.rounds):

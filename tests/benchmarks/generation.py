@@ -4,11 +4,10 @@ prompt that arrives in the middle."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from tests.benchmarks.bench_run import Run
-from tests.benchmarks.servers import Bare, as_server, llama_server, ours, single
+from tests.benchmarks.servers import Bare, beside
 from uml.supervisor import bench
 from uml.supervisor.bench import Figures, Server
 
@@ -27,7 +26,7 @@ async def crowd(run: Run) -> None:
 
 
 async def _waves(run: Run, counts: Sequence[int], slots: Sequence[int]) -> None:
-    with _servers(run, slots) as servers:
+    with beside(run.llama_server, slots) as servers:
         async with bench.client() as session:
             await bench.warm_up(session, servers)
             # What is not of the template's head has to be computed, by the bare loop too.
@@ -50,23 +49,10 @@ async def _waves(run: Run, counts: Sequence[int], slots: Sequence[int]) -> None:
                             await run.measure(f"{count} streams", name, number, ask())
 
 
-@contextlib.contextmanager
-def _servers(run: Run, slots: Sequence[int], context: int = 1024) -> Iterator[list[Server]]:
-    """Ours, and a llama-server for each number of slots, of `context` tokens each."""
-    with contextlib.ExitStack() as stack:
-        found = [as_server(stack.enter_context(ours()))]
-        for count in slots if run.llama_server else ():
-            name = f"llama-server -np {count}"
-            argv = single(count, context if count <= 8 else context // 2)
-            there = llama_server(run.llama_server, name, argv)
-            found.append(stack.enter_context(there)[0])
-        yield found
-
-
 async def long_prompt(run: Run) -> None:
     """Four running streams, and a prompt of 1,500 tokens that arrives when each has said
     something: the gaps of the four, and the first token of the long one."""
-    with _servers(run, (8,), context=2048) as servers:
+    with beside(run.llama_server, (8,), context=2048) as servers:
         async with bench.client() as session:
             await bench.warm_up(session, servers)
 

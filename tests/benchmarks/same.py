@@ -7,7 +7,6 @@ between two words. llama-server beside ours shows what of that is the library's.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from typing import Any
@@ -16,7 +15,7 @@ import aiohttp
 
 from tests.benchmarks import asked
 from tests.benchmarks.bench_run import Run
-from tests.benchmarks.servers import as_server, llama_server, ours, single
+from tests.benchmarks.servers import beside
 from uml.supervisor import bench
 from uml.supervisor.bench import Figures, Server
 
@@ -28,11 +27,7 @@ _MIXES = {"short prompts": ("short",), "short and long prompts": ("short", "long
 async def same(run: Run) -> None:
     """12 clients for 15 seconds, first with short prompts alone, then with some of up to 2,000
     tokens among them."""
-    with contextlib.ExitStack() as stack:
-        servers = [as_server(stack.enter_context(ours()))]
-        if run.llama_server:
-            there = llama_server(run.llama_server, "llama-server -np 8", single(8, 4096))
-            servers.append(stack.enter_context(there)[0])
+    with beside(run.llama_server, (8,), 4096) as servers:
         async with bench.client() as session:
             alone = {server.name: await _alone(session, server) for server in servers}
             for number in range(run.rounds):

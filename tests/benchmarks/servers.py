@@ -61,6 +61,22 @@ def single(slots: int, context: int) -> list[str]:
 
 
 @contextlib.contextmanager
+def beside(
+    binary: Path | None, slots: Sequence[int], context: int = 1024
+) -> Iterator[list[Server]]:
+    """Ours, and if there is a binary a llama-server for each number of slots, of `context` tokens
+    each."""
+    with contextlib.ExitStack() as stack:
+        found = [as_server(stack.enter_context(ours()))]
+        if binary is not None:
+            for count in slots:
+                argv = single(count, context if count <= 8 else context // 2)
+                there = llama_server(binary, f"llama-server -np {count}", argv)
+                found.append(stack.enter_context(there)[0])
+        yield found
+
+
+@contextlib.contextmanager
 def two_models() -> Iterator[tuple[Path, tuple[str, str]]]:
     """A folder with the chat model under two names; what llama-server and we call them."""
     with tempfile.TemporaryDirectory(prefix="uml-bench-models-") as folder:

@@ -17,13 +17,16 @@ from uml.supervisor import registry as registry_module
 from uml.supervisor.scan import Scanner
 
 
-def test_sharded_model_is_one_and_names_a_missing_part(opened: Open, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ending", "first", "missing"), [("gguf", 1, 2), ("GGUF", 2, 1)])
+def test_sharded_model_is_one_and_names_a_missing_part(
+    opened: Open, tmp_path: Path, ending: str, first: int, missing: int
+) -> None:
     folder = tmp_path / "home/models"
-    write(folder / "m-00001-of-00002.gguf")
+    write(folder / f"m-0000{first}-of-00002.{ending}")
     registry = opened()
-    with pytest.raises(InvalidModel, match="part 2 of 2 is missing"):
+    with pytest.raises(InvalidModel, match=f"part {missing} of 2 is missing"):
         registry.find("m")
-    write(folder / "m-00002-of-00002.gguf", tensors={"b": ((64,), 0, 256)})
+    write(folder / f"m-0000{missing}-of-00002.{ending}", tensors={"b": ((64,), 0, 256)})
     assert len(registry.find("m").file.paths) == 2 and ids(registry) == ["m"]
 
 
@@ -117,16 +120,6 @@ def test_unchanged_folders_cost_little(
     )
     registry.models()
     assert len(opened().models()) == 100, "a restart reads none either"
-
-
-def test_shards_without_the_first_are_listed_as_missing_it(opened: Open, tmp_path: Path) -> None:
-    folder = tmp_path / "home/models"
-    write(folder / "m-00002-of-00002.GGUF")
-    registry = opened()
-    with pytest.raises(InvalidModel, match="part 1 of 2 is missing"):
-        registry.find("m")
-    write(folder / "m-00001-of-00002.GGUF", tensors={"b": ((64,), 0, 256)})
-    assert len(registry.find("m").file.paths) == 2
 
 
 def test_folders_are_listed_again_now_and_then(tmp_path: Path) -> None:

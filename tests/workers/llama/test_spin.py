@@ -10,6 +10,9 @@ from tests.integration.serving import until
 from uml.workers.backends.llama_cpp import spin
 from uml.workers.backends.llama_cpp.spin import Crowd, Spin
 
+#: Threads of a team, with the one that starts it.
+_TEAM = len(os.sched_getaffinity(0)) + 1
+
 
 def test_a_thread_that_waits_for_cores_is_in_a_crowd_until_it_ran_calmly_for_a_while() -> None:
     crowd = Crowd()
@@ -46,16 +49,14 @@ def test_a_team_stands_while_there_is_a_crowd_and_no_thread_is_left_of_it() -> N
         seen, now = (seen[0] + ran, seen[1] + waited), now + 1.0
         it.look(now)
 
-    look(1.0, 0.01)
     alone = _tasks()
-    assert not it.short
+    look(1.0, 0.01)
+    assert _tasks() == alone
     look(0.6, 0.4)
-    assert it.short
-    until(lambda: _tasks() == alone + len(os.sched_getaffinity(0)) + 1)
+    until(lambda: _tasks() == alone + _TEAM)
     look(0.6, 0.4)
-    assert _tasks() == alone + len(os.sched_getaffinity(0)) + 1, "one is enough"
+    assert _tasks() == alone + _TEAM, "one is enough"
     look(3.0, 0.01)
-    assert not it.short
     until(lambda: _tasks() == alone)
 
 
@@ -64,10 +65,9 @@ def test_where_the_kernel_does_not_tell_it_spins_shortly() -> None:
     told: list[spin.Times | None] = [None, None, (1.0, 0.0), (2.0, 0.0)]
     it, alone = Spin(lambda: told.pop(0)), _tasks()
     it.look(10.0)
-    assert it.short
+    until(lambda: _tasks() == alone + _TEAM)
     it.look(11.0)
     it.look(12.0)
-    assert not it.short
     until(lambda: _tasks() == alone)
 
 
