@@ -129,7 +129,6 @@ def test_model_is_free_to_call_or_to_talk(official: Any) -> None:
 
 
 def test_streamed_calls_come_in_pieces_that_join(official: Any) -> None:
-    whole = official.chat.completions.create(tools=TOOLS, tool_choice="required", **ASK)
     pieces: dict[int, list[Any]] = {}
     reasons = []
     for chunk in official.chat.completions.create(
@@ -138,15 +137,17 @@ def test_streamed_calls_come_in_pieces_that_join(official: Any) -> None:
         reasons += [chunk.choices[0].finish_reason]
         for piece in chunk.choices[0].delta.tool_calls or ():
             pieces.setdefault(piece.index, []).append(piece)
-    assert reasons[-1] == "tool_calls"
-    joined = [
-        (found[0].function.name, json.loads("".join(p.function.arguments or "" for p in found)))
-        for _, found in sorted(pieces.items())
-    ]
-    # Not by the letter: with the prompt in the cache a space more or less may be as likely.
-    calls = [call.function for call in whole.choices[0].message.tool_calls]
-    assert joined == [(call.name, json.loads(call.arguments)) for call in calls]
-    assert all(len(found) > 2 for found in pieces.values()), "arguments come as they are written"
+    assert reasons[-1] == "tool_calls" and not any(reasons[:-1])
+    assert list(pieces) == list(range(len(pieces))), "one call after the other, from the first"
+    assert len({found[0].id for found in pieces.values()}) == len(pieces) >= 1
+    for first, *rest in pieces.values():
+        assert first.id and first.type == "function"
+        assert not any(piece.id or piece.function.name for piece in rest)
+        assert len(rest) > 1, "arguments come as they are written"
+        _obeys(
+            first.function.name,
+            "".join(piece.function.arguments or "" for piece in (first, *rest)),
+        )
 
 
 def test_answer_of_a_tool_goes_on(official: Any) -> None:
