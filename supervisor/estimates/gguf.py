@@ -49,8 +49,7 @@ def resolve(facts: ModelFacts, given: Mapping[str, Any]) -> dict[str, Any]:
     sizes = (_vector_sizes if _makes_vectors(facts) else _text_sizes)(facts, given, trained)
     resolved = {"swa_full": True, "flash_attention": "auto", **given, **sizes}
     for key in ("cache_type_k", "cache_type_v"):
-        resolved.setdefault(key, "f16")
-        if resolved[key] not in CACHE_TYPES:
+        if resolved.get(key) is not None and resolved[key] not in CACHE_TYPES:
             raise BadRequest(f"{key} is {resolved[key]!r}; known are {', '.join(CACHE_TYPES)}")
     return resolved
 
@@ -115,8 +114,9 @@ def kv_bytes(facts: ModelFacts, options: Mapping[str, Any]) -> int:
     if _keeps_nothing(facts):
         return 0
     cells, window_cells = int(options["kv_cells"]), _window_cells(facts, options)
-    per_k = CACHE_TYPES[str(options["cache_type_k"])]
-    per_v = CACHE_TYPES[str(options["cache_type_v"])]
+    # Not given they are f16 or bf16, as the worker sees fit.
+    per_k = CACHE_TYPES[str(options.get("cache_type_k") or "f16")]
+    per_v = CACHE_TYPES[str(options.get("cache_type_v") or "f16")]
     row = facts.key_length * per_k + facts.value_length * per_v
     window_row = (
         facts.extra.get("window_key_length", facts.key_length) * per_k

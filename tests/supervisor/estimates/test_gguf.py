@@ -144,7 +144,7 @@ def test_resolved_options_are_complete_and_the_pool_holds_one_full_context() -> 
 def test_worker_decides_no_size_by_itself() -> None:
     """Its own defaults are for a supervisor that says nothing; ours says all."""
     sizes = {"n_ctx", "slots", "kv_cells", "n_batch", "n_ubatch", "prefix_cache_bytes", "swa_full"}
-    sizes |= {"cache_type_k", "cache_type_v", "flash_attention"}
+    sizes |= {"flash_attention"}
     for facts in (SMOLLM2, MINILM):
         assert sizes <= set(resolve_options(facts, {}))
 

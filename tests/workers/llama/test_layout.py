@@ -84,21 +84,23 @@ def test_columns_are_counted_apart() -> None:
 # --- states ----------------------------------------------------------------------------------
 
 
-def block(cells: int, layers: int, transposed: bool) -> bytes:
-    """Cells of one stream as llama.cpp writes them, with rows of two lengths."""
+def block(cells: int, layers: int, transposed: bool, first: int = 0) -> bytes:
+    """Cells of one stream as llama.cpp writes them, with rows of two lengths, from a position on.
+    What a cell holds says whose it is."""
     if not cells:
         return struct.pack("<I", 0)
+    positions = range(first, first + cells)
     data = struct.pack("<I", cells)
-    data += b"".join(struct.pack("<iII", i, 1, 5) for i in range(cells))
+    data += b"".join(struct.pack("<iII", i, 1, 5) for i in positions)
     data += struct.pack("<II", transposed, layers)
     for layer in range(layers):
         row = 6 + 2 * layer
-        data += struct.pack("<iQ", 1, row) + bytes(range(row)) * cells
+        data += struct.pack("<iQ", 1, row) + b"".join(bytes([i]) * row for i in positions)
     for layer in range(layers):
         if transposed:
             data += struct.pack("<iII", 1, 2, 3 + layer) + b"ab" * (3 + layer) * cells
         else:
-            data += struct.pack("<iQ", 1, 4) + b"abcd" * cells
+            data += struct.pack("<iQ", 1, 4) + b"".join(bytes([i]) * 4 for i in positions)
     return data
 
 
@@ -125,6 +127,32 @@ def test_a_packed_state_fits_into_any_column(data: st.DataObject) -> None:
     moved = np.empty(read(packed).size(target_streams), np.uint8)
     read(packed).write(moved, target_streams, target)
     assert bytes(moved) == bytes(state(blocks, target_streams, target))
+
+
+@given(st.data())
+def test_a_state_without_its_beginning_has_all_the_rest(data: st.DataObject) -> None:
+    """Also where one of two caches had forgotten the beginning before."""
+    shape = st.tuples(st.integers(0, 6), st.integers(0, 3), st.integers(0, 9))
+    shapes = data.draw(st.lists(shape, min_size=1, max_size=2))
+    position = data.draw(st.integers(0, 16))
+    whole = state([block(cells, layers, False, first) for cells, layers, first in shapes], 1, 0)
+    found = read(whole).after(position)
+    rest = np.empty(found.size(), np.uint8)
+    found.write(rest)
+    expected = []
+    for cells, layers, first in shapes:
+        gone = min(cells, max(0, position - first))
+        expected.append(block(cells - gone, layers, False, first + gone))
+    assert bytes(rest) == bytes(state(expected, 1, 0))
+
+
+def test_what_cannot_be_cut_says_so() -> None:
+    with pytest.raises(ValueError, match="transposed"):
+        read(state([block(3, 1, True)], 1, 0)).after(1)
+    mixed = bytearray(block(3, 1, False))
+    mixed[4:8], mixed[16:20] = mixed[16:20], mixed[4:8]
+    with pytest.raises(ValueError, match="order"):
+        read(state([bytes(mixed)], 1, 0)).after(1)
 
 
 @given(st.integers(8, 400))
@@ -163,8 +191,7 @@ def worker(llama_python: str, models_dir: Path) -> Iterator[WorkerProcess]:
 
 
 def forced(topic: str, tale: str, **more: Any) -> Complete:
-    """An answer that is given: how likely the model finds it tells whether it saw what it should,
-    whatever a close call did elsewhere."""
+    """An answer that is given: how likely it is tells whether the model saw what it should."""
     return Complete(
         prompt=f"A text about {topic}:",
         grammar=f'root ::= "{topic}{tale}"',
@@ -172,16 +199,6 @@ def forced(topic: str, tale: str, **more: Any) -> Complete:
         top_logprobs=0,
         **{"max_tokens": 400, **more},
     )
-
-
-def assert_as_likely(alone: Any, moved: Any) -> int:
-    compared = 0
-    for one, other in zip(alone.logprobs(), moved.logprobs(), strict=False):
-        if one["token"] != other["token"]:
-            break  # the same text in other tokens from here on
-        compared += 1
-        assert one["logprob"] == pytest.approx(other["logprob"], abs=1.5)
-    return compared
 
 
 @pytest.mark.llama
@@ -236,8 +253,7 @@ def test_running_answers_go_on_when_the_cells_are_laid_out_anew(
         late.append(worker.ask(Complete(prompt=[504, 3575] * 700, max_tokens=1, sampling=GREEDY)))
     together = worker.wait(*names)
     assert [a.text() for a in together] == [a.text() for a in alone]
-    compared = [assert_as_likely(a, b) for a, b in zip(alone, together, strict=True)]
-    assert sum(compared) > 75
+    assert [a.logprobs() for a in together] == [a.logprobs() for a in alone], "to the last bit"
     for topic, answer in zip(TOPICS[3:8], worker.wait(*late), strict=False):
         assert answer.done is not None
         if "many" in arrivals:
@@ -299,5 +315,32 @@ def test_a_window_that_left_cells_behind_is_not_seen_from_before(
         assert branch.done is not None
         assert longer.done.usage["cached_tokens"] >= 899
         assert branch.done.usage["cached_tokens"] == 0
+    finally:
+        worker.close()
+
+
+@pytest.mark.llama
+def test_a_window_that_was_moved_while_it_ran_is_not_seen_from_before(
+    llama_python: str, models_dir: Path
+) -> None:
+    """When cells are laid out anew a running answer takes along what its windows see, and no more:
+    what is asked of it later from further back is computed anew."""
+    worker = WorkerProcess(
+        llama_python, models_dir / "gemma-3-270m.Q4_K_M.gguf", n_ctx=2048, kv_cells=4096, slots=4
+    )
+    try:
+        prompt = [1000 + i % 50 for i in range(900)]
+        running = worker.ask(
+            Complete(prompt=prompt, max_tokens=40, ignore_eos=True, sampling=GREEDY)
+        )
+        worker.until(lambda: len(worker.answers[running].deltas) > 2)
+        longer = worker.ask(Complete(prompt=[2000 + i % 60 for i in range(1100)], max_tokens=1))
+        worker.wait(running, longer)
+        branch = worker.run(Complete(prompt=[*prompt[:700], 7, 8, 9], max_tokens=1))
+        assert branch.done is not None
+        assert branch.done.usage["cached_tokens"] == 0
+        again = worker.run(Complete(prompt=[*prompt, 7, 8, 9], max_tokens=1))
+        assert again.done is not None
+        assert again.done.usage["cached_tokens"] >= 700, "the end of it is all there"
     finally:
         worker.close()

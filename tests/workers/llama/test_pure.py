@@ -73,29 +73,43 @@ def test_incomplete_counts_the_open_bytes(data: bytes, expected: int) -> None:
 # --- cells -----------------------------------------------------------------------------------
 
 
-@given(st.data())
-def test_cells_are_counted_as_sets_would_count_them(data: st.DataObject) -> None:
+@given(st.data(), st.booleans())
+def test_cells_are_counted_as_sets_would_count_them(data: st.DataObject, buries: bool) -> None:
     """Against a model in which every cell has a name and each sequence lists its cells."""
-    cells, model, fresh = Cells(10_000, 4), [list[int]() for _ in range(4)], 0
+    cells, model, fresh = Cells(10_000, 4, buries=buries), [list[int]() for _ in range(4)], 0
+    dead: set[int] = set()
+
+    def leave(sequence: int, count: int) -> None:
+        """What nobody has any more is the end of what the sequence had, from the place it says."""
+        before = model[sequence]
+        model[sequence] = before[:count]
+        lost = set(before) - set().union(*model)
+        where = cells.truncate(sequence, count)
+        assert lost == (set() if where is None else set(before[where:]))
+        dead.update(lost if buries else ())
+
     for _ in range(data.draw(st.integers(1, 25))):
         a, b = data.draw(st.permutations(range(4)))[:2]
-        match data.draw(st.sampled_from(["append", "copy", "truncate"])):
+        match data.draw(st.sampled_from(["append", "copy", "leave", "free"])):
             case "append":
                 count = data.draw(st.integers(0, 9))
                 cells.append(a, count)
                 model[a] += range(fresh, fresh + count)
                 fresh += count
             case "copy":
-                cells.truncate(b, 0)
+                leave(b, 0)
                 count = data.draw(st.integers(0, len(model[a])))
                 cells.copy(a, b, count)
                 model[b] = model[a][:count]
+            case "leave":
+                leave(a, data.draw(st.integers(0, len(model[a]) + 2)))
             case _:
-                count = data.draw(st.integers(0, len(model[a]) + 2))
-                cells.truncate(a, count)
-                model[a] = model[a][:count]
+                cells.free_dead()
+                dead.clear()
         assert [cells.length(i) for i in range(4)] == [len(m) for m in model]
-        assert cells.used == len(set().union(*model))
+        assert cells.common(a, b) == len(set(model[a]) & set(model[b]))
+        assert cells.dead == len(dead)
+        assert cells.used == len(set().union(*model)) + len(dead)
 
 
 # --- plan ------------------------------------------------------------------------------------

@@ -38,21 +38,10 @@ def asked(question: str, *, system: str = LONG_SYSTEM, **more: Any) -> Chat:
 
 
 def test_answers_together_are_answers_alone(chat_worker: WorkerProcess) -> None:
-    """Batched sums are rounded otherwise, so a close call may fall the other way, and all that
-    follows differs; up to there nothing may."""
     tasks = [about(topic, top_logprobs=2) for topic in TOPICS]
     alone = [chat_worker.run(task).logprobs() for task in tasks]
     together = [a.logprobs() for a in chat_worker.wait(*[chat_worker.ask(t) for t in tasks])]
-    same = compared = 0
-    for a, b in zip(alone, together, strict=True):
-        for one, other in zip(a, b, strict=True):
-            best, second = (top["logprob"] for top in one["top"])
-            if best - second < 0.4:
-                break
-            compared += 1
-            same += one["token"] == other["token"]
-    assert compared > 30
-    assert same >= 0.95 * compared
+    assert together == alone, "to the last bit"
 
 
 def test_requests_join_while_others_run(chat_worker: WorkerProcess) -> None:

@@ -112,13 +112,15 @@ class LlamaCpp(Backend):
 
     def _start_answering(self, loaded: Loaded) -> None:
         from uml.workers.backends.llama_cpp.engine import Engine
+        from uml.workers.backends.llama_cpp.parking import make_parking
         from uml.workers.backends.llama_cpp.prepare import Preparer
         from uml.workers.backends.llama_cpp.slots import make_slots
         from uml.workers.backends.llama_cpp.template import ChatTemplate
 
         options, vocab = loaded.options, loaded.vocab
-        slots = make_slots(loaded.model, loaded.context, options)
-        self._shelf = slots.shelf
+        parking = make_parking(loaded.context, options)
+        slots = make_slots(loaded.model, loaded.context, parking)
+        self._shelf = parking.shelf
         engine = Engine(
             vocab,
             slots,

@@ -87,29 +87,82 @@ class Context:
             return State(state, [])
         return read(state, self.layout.sequences, sequence)
 
-    def restore(self, sequence: int, packed: Any) -> bool:
-        """Put a packed state into the cells of `sequence`; the caller counts them."""
-        if not self.layout.column:
-            return self._set(sequence, packed)
-        try:
-            return self._put(sequence, read(packed))
-        except ValueError:
-            return False
+    def packed(self, sequence: int, skip: int = 0) -> Any:
+        """A copy of what the sequence has in its cells, without the first `skip` of them, free of
+        how they lie. Raises: ValueError."""
+        state = self.state(sequence)
+        if skip:
+            state = read(state.head).after(skip)
+        packed = np.empty(state.size(), np.uint8)
+        state.write(packed)
+        return packed
 
-    def copy(self, source: int, target: int) -> bool:
-        """Between columns, all of it; the caller counts."""
+    def restore(
+        self, sequence: int, packed: Any, count: int, beside: tuple[int, int] = (0, 0)
+    ) -> bool:
+        """Put a packed state into the cells of `sequence`, which has none; then it has `count`.
+        beside: another sequence in the same pool and how many of its first cells are those of
+        this one, too; the state begins after them."""
         try:
-            return self._put(target, self.state(source))
+            column = self.layout.column > 0
+            if not (self._put(sequence, read(packed)) if column else self._set(sequence, packed)):
+                return False
         except ValueError:
             return False
+        shared, source = beside
+        if shared:
+            self.copy(source, sequence, shared)
+        self.cells.append(sequence, count - shared)
+        return True
+
+    def copy(self, source: int, target: int, length: int) -> bool:
+        """The first `length` cells of `source` are those of `target`, too, which has none."""
+        if isinstance(self.cells, Cells):
+            lib.llama_memory_seq_cp(self.memory, source, target, 0, length)
+            self.cells.copy(source, target, length)
+            return True
+        try:
+            if not self._put(target, self.state(source)):
+                return False
+        except ValueError:
+            return False
+        self.cells.append(target, self.cells.length(source))
+        self.cut(target, length)
+        return True
+
+    def cut(self, sequence: int, length: int) -> None:
+        """Keep the first `length` cells of `sequence`. In a pool the others stay taken until
+        `free_dead`: llama.cpp would put what comes next into the gaps, and attention adds up in the
+        order of cells, so an answer would be another one depending on who left before it."""
+        if length >= self.cells.length(sequence):
+            return
+        dead = self.cells.truncate(sequence, length)
+        if dead is not None and self.cells.buries:
+            lib.llama_memory_seq_cp(self.memory, sequence, self.layout.sequences, dead, -1)
+        lib.llama_memory_seq_rm(self.memory, sequence, length, -1)
+
+    def free_dead(self) -> None:
+        """Where they are, so that what comes next lies between others."""
+        if self.cells.dead:
+            lib.llama_memory_seq_rm(self.memory, self.layout.sequences, -1, -1)
+            self.cells.free_dead()
+
+    def clear(self, *, data: bool = False) -> None:
+        """Nobody has any cells. data: nor is anything left in them."""
+        lib.llama_memory_clear(self.memory, data)
+        self.cells.clear()
 
     def portable(self) -> bool:
-        """Whether this model's states fit into any column: tried with one token in the first."""
+        """Whether this model's states fit into any column: tried with the one token that is in the
+        first. All cells are empty afterwards."""
         try:
-            self.cell_bytes = self.state(0).size()
+            state = self.state(0)
+            self.cell_bytes = state.size()
+            fits = self._put(self.layout.sequences - 1, state)
         except ValueError:
-            return False
-        return self.copy(0, self.layout.sequences - 1)
+            fits = False
+        self.clear()
+        return fits
 
     def _put(self, sequence: int, state: State) -> bool:
         streams = self.layout.sequences
@@ -126,14 +179,18 @@ class Context:
 
     def _make(self, layout: Layout) -> bool:
         params = self._params
-        params.n_ctx, params.n_seq_max = layout.cells, layout.sequences
+        buries = not layout.column and bool(self.layouts.columns)
+        # One more that has the dead cells.
+        params.n_ctx, params.n_seq_max = layout.cells, layout.sequences + buries
         params.kv_unified = not layout.column
         self.handle = lib.llama_init_from_model(self._model, params)
         if not self.handle:
             return False
         self.layout, self.memory = layout, lib.llama_get_memory(self.handle)
-        count = layout.sequences
-        self.cells = Columns(layout.column, count) if layout.column else Cells(layout.cells, count)
+        if layout.column:
+            self.cells = Columns(layout.column, layout.sequences)
+        else:
+            self.cells = Cells(layout.cells, layout.sequences, buries=buries)
         return True
 
 

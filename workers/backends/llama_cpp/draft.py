@@ -32,6 +32,7 @@ from uml.workers.backends.llama_cpp.load import (
 )
 from uml.workers.backends.llama_cpp.log import Log
 from uml.workers.backends.llama_cpp.options import Options
+from uml.workers.backends.llama_cpp.parking import make_parking
 from uml.workers.backends.llama_cpp.plan import Pace
 from uml.workers.backends.llama_cpp.sequence import Sequence
 from uml.workers.backends.llama_cpp.slots import Slots, make_slots
@@ -254,7 +255,7 @@ def load(
     timed(context, token, 1)  # reads the weights
     counts = [1 + size for size in SIZES if size < options.slots]
     return Draft(
-        make_slots(model, context, options),
+        make_slots(model, context, make_parking(context, options)),
         others.size,
         options.n_batch,
         threads,

@@ -215,7 +215,8 @@ def context_params(options: Options, request: Load, embedding: bool, pooling: in
         params.pooling_type = pooling or lib.LLAMA_POOLING_TYPE_MEAN
     else:
         # A row of logits per slot is all a step gives; room for n_batch rows would be taken else.
-        params.n_outputs_max = options.slots
+        # The library wants one for whoever has the dead cells (`Context.cut`), too.
+        params.n_outputs_max = options.slots + 1
     return params
 
 

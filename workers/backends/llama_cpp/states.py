@@ -45,6 +45,10 @@ class State:
         after = np.zeros(_U32.size * (streams - 1 - stream), np.uint8)
         return [self.head, *(p for block in self.blocks for p in (before, block, after))]
 
+    def after(self, position: int) -> State:
+        """Without the cells before `position`. Raises: ValueError where they are not the first."""
+        return State(self.head, [_after(block, position) for block in self.blocks])
+
     def write(self, target: Any, streams: int = 1, stream: int = 0) -> None:
         """Into `target`, uint8, `size(streams)` of them."""
         at = 0
@@ -79,6 +83,32 @@ def _blocks(state: Any, streams: int, stream: int) -> list[Any]:
     if at != len(state):
         raise ValueError("a state that ends too early")
     return found
+
+
+def _after(block: Any, position: int) -> Any:
+    """A stream's cells from `position` on."""
+    view = memoryview(block)
+    (cells,) = _U32.unpack_from(view)
+    about, at = block[_U32.size :][: cells * _CELL], _U32.size + cells * _CELL
+    positions = np.frombuffer(about, "<i4")[:: _CELL // 4]
+    first = int((positions < position).sum())
+    if (positions[:first] >= position).any():
+        raise ValueError("cells out of order")
+    if first == cells:
+        return np.zeros(_U32.size, np.uint8)
+    transposed, layers = _U32.unpack_from(view, at)[0], _U32.unpack_from(view, at + _U32.size)[0]
+    if transposed:
+        raise ValueError("values that are transposed cannot be cut")
+    count = np.frombuffer(_U32.pack(cells - first), np.uint8)
+    pieces = [count, about[first * _CELL :], block[at : at + 2 * _U32.size]]
+    at += 2 * _U32.size
+    for _ in range(2 * layers):  # keys, then values
+        row = _row_bytes(view, at)
+        pieces.append(block[at : at + _ROW.size])
+        at += _ROW.size
+        pieces.append(block[at + first * row : at + cells * row])
+        at += cells * row
+    return np.concatenate(pieces)
 
 
 def _end(view: memoryview, at: int) -> int:
