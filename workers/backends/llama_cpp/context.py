@@ -75,7 +75,8 @@ class Context:
             lib.llama_set_n_threads(self.handle, count, count)
 
     def state(self, sequence: int) -> State:
-        """What the sequence has in its cells; good until the next state is asked for.
+        """What the sequence has in its cells, of a pool all as `head`; good until the next state is
+        asked for.
 
         Raises: ValueError.
         """
@@ -91,7 +92,7 @@ class Context:
         """A copy of what the sequence has in its cells, without the first `skip` of them, free of
         how they lie. Raises: ValueError."""
         state = self.state(sequence)
-        if skip:
+        if skip:  # somebody has them, too: there is one pool, whose states are packed, and unread
             state = read(state.head).after(skip)
         packed = np.empty(state.size(), np.uint8)
         state.write(packed)
