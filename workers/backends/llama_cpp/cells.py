@@ -128,6 +128,9 @@ class Columns:
     def length(self, sequence: int) -> int:
         return self._lengths[sequence]
 
+    def common(self, a: int, b: int) -> int:
+        return self._lengths[a] if a == b else 0
+
     def append(self, sequence: int, count: int) -> None:
         self._lengths[sequence] += count
         self.used += count

@@ -155,15 +155,13 @@ class Context:
 
     def portable(self) -> bool:
         """Whether this model's states fit into any column: tried with the one token that is in the
-        first. All cells are empty afterwards."""
+        first, uncounted."""
         try:
             state = self.state(0)
             self.cell_bytes = state.size()
-            fits = self._put(self.layout.sequences - 1, state)
+            return self._put(self.layout.sequences - 1, state)
         except ValueError:
-            fits = False
-        self.clear()
-        return fits
+            return False
 
     def _put(self, sequence: int, state: State) -> bool:
         streams = self.layout.sequences

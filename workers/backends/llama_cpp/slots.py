@@ -259,7 +259,7 @@ class Slots:
         room for copies they are freed where they are."""
         cells = self.cells
         held = [slot for slot in self.slots if cells.length(slot.id)]
-        if not isinstance(cells, Cells) or not self._parking.holds(cells.used - cells.dead):
+        if not self._parking.holds(cells.used - cells.dead):
             self.context.free_dead()
             return
         moving = []
